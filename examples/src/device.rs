@@ -1,0 +1,109 @@
+//! The device that a program runs on, chosen by name at run time.
+
+use clap::ValueEnum;
+use hira_attention::HiraBackend;
+use hira_attention::device::{DeviceError, DeviceKind};
+
+/// The `--device` argument of the programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DeviceName {
+    /// The CPU, by burn-flex.
+    #[default]
+    Flex,
+    /// The CPU, by burn-ndarray.
+    Ndarray,
+    /// A CUDA GPU.
+    Cuda,
+    /// A GPU through wgpu.
+    Wgpu,
+}
+
+impl From<DeviceName> for DeviceKind {
+    fn from(name: DeviceName) -> Self {
+        match name {
+            DeviceName::Flex => Self::Flex,
+            DeviceName::Ndarray => Self::NdArray,
+            DeviceName::Cuda => Self::Cuda,
+            DeviceName::Wgpu => Self::Wgpu,
+        }
+    }
+}
+
+/// Work that can be done on any device.
+pub trait OnDevice {
+    /// What the work gives.
+    type Output;
+
+    /// Does the work on the default device of a backend.
+    fn run<B: HiraBackend>(self, device: &B::Device) -> Self::Output;
+}
+
+/// Does the work on the named device.
+///
+/// # Errors
+/// [`DeviceError`] if the device was not compiled in or is not there, before anything touches it.
+///
+/// # Examples
+/// ```
+/// use burn::tensor::backend::Backend;
+/// use hira_attention::HiraBackend;
+/// use hira_examples::device::{DeviceName, OnDevice, run_on};
+///
+/// struct Name;
+///
+/// impl OnDevice for Name {
+///     type Output = String;
+///     fn run<B: HiraBackend>(self, device: &B::Device) -> String {
+///         B::name(device)
+///     }
+/// }
+///
+/// # if cfg!(feature = "flex") {
+/// assert!(run_on(DeviceName::Flex, Name).is_ok());
+/// # }
+/// ```
+pub fn run_on<T: OnDevice>(name: DeviceName, work: T) -> Result<T::Output, DeviceError> {
+    let kind = DeviceKind::from(name);
+    kind.check()?;
+    match name {
+        #[cfg(feature = "flex")]
+        DeviceName::Flex => Ok(work.run::<burn_flex::Flex>(&Default::default())),
+        #[cfg(feature = "ndarray")]
+        DeviceName::Ndarray => Ok(work.run::<burn_ndarray::NdArray<f32>>(&Default::default())),
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda => Ok(work.run::<burn_cuda::Cuda<f32, i32>>(&Default::default())),
+        #[cfg(feature = "wgpu")]
+        DeviceName::Wgpu => Ok(work.run::<burn_wgpu::Wgpu<f32, i32>>(&Default::default())),
+        #[cfg(not(all(
+            feature = "flex",
+            feature = "ndarray",
+            feature = "cuda",
+            feature = "wgpu"
+        )))]
+        _ => Err(DeviceError::NotCompiled(kind)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl OnDevice for Nothing {
+        type Output = ();
+        fn run<B: HiraBackend>(self, _: &B::Device) {}
+    }
+
+    #[test]
+    fn a_device_that_was_not_compiled_in_names_its_feature() {
+        for &name in DeviceName::value_variants() {
+            let kind = DeviceKind::from(name);
+            if kind.is_compiled() {
+                continue;
+            }
+            let error = run_on(name, Nothing).unwrap_err();
+            assert!(error.to_string().contains(kind.feature()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+use hira_attention::{AttentionReport, Metrics};
+use hira_cache::{CacheInfo, HiraCache};
+
+/// The keys and values of one sequence, and what its attention reported.
+///
+/// Made by [`Llama::new_cache`](super::Llama::new_cache). Cloning forks the sequence: what is sealed is shared, not copied.
+#[derive(Debug, Clone)]
+pub struct LlamaCache {
+    store: HiraCache,
+    metrics: Metrics,
+}
+
+/// A place to come back to.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    len: usize,
+    metrics: Metrics,
+}
+
+impl LlamaCache {
+    pub(super) fn new(store: HiraCache) -> Self {
+        Self {
+            store,
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// Tokens stored.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether no token is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens that there is room for.
+    pub fn max_len(&self) -> usize {
+        self.store.config().max_len
+    }
+
+    /// Forgets every token, and the metrics.
+    pub fn reset(&mut self) {
+        self.store.reset();
+        self.reset_metrics();
+    }
+
+    /// Forgets the tokens from `len` on; the metrics stay.
+    pub fn truncate(&mut self, len: usize) {
+        self.store.truncate(len);
+    }
+
+    /// Density and dropped-mass bounds of every query since the cache was made or its metrics were reset.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Starts the metrics anew, for instance after a prompt.
+    pub fn reset_metrics(&mut self) {
+        self.metrics = Metrics::default();
+    }
+
+    /// Shape, length and memory of the store.
+    pub fn info(&self) -> CacheInfo {
+        self.store.info()
+    }
+
+    /// The store of keys, values and indexes.
+    pub fn store(&self) -> &HiraCache {
+        &self.store
+    }
+
+    pub(super) fn store_mut(&mut self) -> &mut HiraCache {
+        &mut self.store
+    }
+
+    pub(super) fn record(&mut self, report: &AttentionReport) {
+        self.metrics.add(report);
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            len: self.len(),
+            metrics: self.metrics,
+        }
+    }
+
+    pub(super) fn rewind(&mut self, mark: Mark) {
+        self.store.truncate(mark.len);
+        self.metrics = mark.metrics;
+    }
+}

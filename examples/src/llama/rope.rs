@@ -1,0 +1,205 @@
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use hira_index::burn::{HiraBackend, from_host};
+
+use crate::weights::RopeScaling;
+
+/// Configuration of a [`Rotary`] table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RotaryConfig {
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// The rotary base.
+    pub theta: f64,
+    /// How frequencies are stretched.
+    pub scaling: RopeScaling,
+    /// Number of positions in the table.
+    pub max_positions: usize,
+}
+
+impl RotaryConfig {
+    /// Computes the table: angles in `f64`, then rounded to `f32`.
+    pub fn init<B: HiraBackend>(&self, device: &B::Device) -> Rotary<B> {
+        let frequencies = inverse_frequencies(self.head_dim, self.theta, &self.scaling);
+        let half = frequencies.len();
+        let mut cos = Vec::with_capacity(self.max_positions * half);
+        let mut sin = Vec::with_capacity(self.max_positions * half);
+        for position in 0..self.max_positions {
+            for frequency in &frequencies {
+                let (s, c) = (position as f64 * frequency).sin_cos();
+                cos.push(c as f32);
+                sin.push(s as f32);
+            }
+        }
+        let shape = [self.max_positions, half];
+        Rotary {
+            cos: from_host(cos, shape, device),
+            sin: from_host(sin, shape, device),
+        }
+    }
+}
+
+/// Cosine and sine of every position's rotary angles.
+#[derive(Module, Debug)]
+pub struct Rotary<B: Backend> {
+    /// `[max_positions, head_dim / 2]`.
+    cos: Tensor<B, 2>,
+    /// `[max_positions, head_dim / 2]`.
+    sin: Tensor<B, 2>,
+}
+
+/// The angles of a run of positions, laid out so that one row serves every head.
+#[derive(Debug, Clone)]
+pub struct RotarySpan<B: Backend> {
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// The number of positions that the table covers.
+    pub fn max_positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// The angles of positions `start..start + len`.
+    ///
+    /// # Panics
+    ///
+    /// If the run leaves the table.
+    pub fn span(&self, start: usize, len: usize) -> RotarySpan<B> {
+        let half = self.cos.dims()[1];
+        let row = |table: &Tensor<B, 2>| {
+            table
+                .clone()
+                .slice([start..start + len])
+                .reshape([1, len * half])
+        };
+        RotarySpan {
+            cos: row(&self.cos),
+            sin: row(&self.sin),
+        }
+    }
+}
+
+impl<B: Backend> RotarySpan<B> {
+    /// Rotates the halves of every head: `(a cos - b sin, b cos + a sin)`.
+    ///
+    /// # Shapes
+    ///
+    /// `first`, `second` and both results are `[heads, len * head_dim / 2]`.
+    pub fn rotate(
+        &self,
+        first: Tensor<B, 2>,
+        second: Tensor<B, 2>,
+    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        let (cos, sin) = (&self.cos, &self.sin);
+        let real = first.clone() * cos.clone() - second.clone() * sin.clone();
+        let imaginary = second * cos.clone() + first * sin.clone();
+        (real, imaginary)
+    }
+}
+
+/// The angle per position of each pair of dimensions: `theta^(-2i / head_dim)`, stretched by `scaling`.
+///
+/// # References
+///
+/// Su et al., *RoFormer*, section 3.2.2; Llama 3.1's piecewise scaling as in Hugging Face's `llama3` rope type.
+pub fn inverse_frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Vec<f64> {
+    let base = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
+    match scaling {
+        RopeScaling::None => base.collect(),
+        RopeScaling::Linear { factor } => base.map(|frequency| frequency / factor).collect(),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let original = *original_max_position_embeddings as f64;
+            base.map(|frequency| {
+                let turns = original * frequency / std::f64::consts::TAU;
+                // 1 keeps the frequency, 0 divides it by the factor, and there is a straight line between the two.
+                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
+                    .clamp(0.0, 1.0);
+                frequency * (kept + (1.0 - kept) / factor)
+            })
+            .collect()
+        }
+        RopeScaling::Factors(factors) => base
+            .zip(factors)
+            .map(|(frequency, factor)| frequency / f64::from(*factor))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+
+    fn assert_close(left: f64, right: f64) {
+        assert!(
+            (left - right).abs() <= 1e-12 * right.abs(),
+            "{left} is not {right}"
+        );
+    }
+
+    #[test]
+    fn unscaled_frequencies_fall_from_one_to_nearly_one_over_theta() {
+        let frequencies = inverse_frequencies(64, 1e5, &RopeScaling::None);
+        assert_eq!(frequencies.len(), 32);
+        for (i, frequency) in frequencies.iter().enumerate() {
+            assert_close(*frequency, (-(2.0 * i as f64 / 64.0) * 1e5f64.ln()).exp());
+        }
+    }
+
+    #[test]
+    fn linear_scaling_divides_every_frequency() {
+        let plain = inverse_frequencies(16, 1e4, &RopeScaling::None);
+        let linear = inverse_frequencies(16, 1e4, &RopeScaling::Linear { factor: 4.0 });
+        for (scaled, frequency) in linear.iter().zip(plain) {
+            assert_close(*scaled, frequency / 4.0);
+        }
+    }
+
+    #[test]
+    fn explicit_factors_divide_their_own_frequency() {
+        let factors = vec![1.0, 2.0, 4.0, 8.0];
+        let plain = inverse_frequencies(8, 1e4, &RopeScaling::None);
+        let scaled = inverse_frequencies(8, 1e4, &RopeScaling::Factors(factors.clone()));
+        for ((scaled, frequency), factor) in scaled.iter().zip(plain).zip(factors) {
+            assert_close(*scaled, frequency / f64::from(factor));
+        }
+    }
+
+    /// The formula as Hugging Face writes it, by wavelength and in three cases.
+    #[test]
+    fn llama3_scaling_agrees_with_the_wavelength_formula() {
+        let (factor, low, high, original) = (8.0, 1.0, 4.0, 8192.0);
+        let scaled = inverse_frequencies(128, 5e5, &LLAMA3);
+        let mut cases = [0; 3];
+        for (i, value) in scaled.iter().enumerate() {
+            let frequency = 1.0 / 5e5f64.powf(2.0 * i as f64 / 128.0);
+            let wavelength = 2.0 * std::f64::consts::PI / frequency;
+            let expected = if wavelength < original / high {
+                cases[0] += 1;
+                frequency
+            } else if wavelength > original / low {
+                cases[1] += 1;
+                frequency / factor
+            } else {
+                cases[2] += 1;
+                let smooth = (original / wavelength - low) / (high - low);
+                (1.0 - smooth) * frequency / factor + smooth * frequency
+            };
+            assert_close(*value, expected);
+        }
+        assert!(cases.iter().all(|count| *count > 0), "{cases:?}");
+    }
+}

@@ -1,0 +1,287 @@
+//! What is proven about an output: how much softmax mass was dropped, how far the output can be from dense attention.
+//!
+//! # Derivation
+//!
+//! Let `s_i` be canonical scores and `s_i*` the exact dot products: `|s_i - s_i*| <= delta`, with
+//! `delta = gamma ||q|| max ||k||` and `gamma` from [`Arithmetic`]. With `lambda = scale * delta`, an exact weight
+//! `exp(scale s_i*)` differs from `exp(scale s_i)` by a factor in `[e^-lambda, e^lambda]`.
+//!
+//! *Dropped mass.* The search proves `T >= sum over unselected keys of exp(scale (s_j - reference))`. Brought to the
+//! largest selected score `m` it is `T' = T exp(scale (reference - m))`, and the weights that were summed give
+//! `S = sum exp(scale (s_i - m))` to a relative `2^-15` ([`WEIGHT_ERROR`]). The exact dropped mass is
+//! `T* / (T* + S*)`, which grows with `T* / S* <= x = (T' / S) e^(2 lambda) (1 + 2^-14)`; so `p = x / (1 + x)` bounds it.
+//! Sinks and the window may be counted in `T` although they were attended to: the bound only grows.
+//!
+//! *Output.* With `o_s`, `o_t` the exact means of the values over attended and over dropped keys, dense attention is
+//! `(1 - p*) o_s + p* o_t`, so it differs from `o_s` by `p* ||o_t - o_s|| <= p (V + ||o_s||)`, `V >= max ||v||`.
+//!
+//! *Rounding.* The computed weights are exact ones times `(1 + theta_i)` and a common factor,
+//! `|theta_i| <= eta = e^(2 lambda) - 1 + 2^-15`. A weighted mean moves by at most `2 eta / (1 - eta) V` under that.
+//! A sum in which a term passes through at most `m` additions errs by `gamma_m = m u / (1 - m u)` times the sum of
+//! magnitudes, `u = 2^-24` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); the sum of weights, the
+//! weighted sum of values and the final product together err by at most `gamma_(2m+16) V`. These errors together, `r`,
+//! are added, and `||o_s||` is taken as `||out|| + r`.
+
+use hira_search::Tail;
+
+/// Relative error of a softmax weight, and of their sum: the kernels' `exp` is good to `2^-19`; its argument
+/// `scale (s - m)` is rounded twice, and where the weight does not flush to zero it is above -88, so that it moves by at
+/// most `88 * 2^-23 < 2^-16`.
+const WEIGHT_ERROR: f64 = 1.0 / 32768.0;
+
+/// Unit roundoff of f32.
+const U: f64 = 1.0 / 16_777_216.0;
+
+/// Proven bounds on one query's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Certificate {
+    /// At least the softmax mass of the keys that were not attended to; 0 when dense.
+    pub dropped_mass_bound: f32,
+    /// At least the Euclidean distance of the output from dense attention in exact arithmetic, rounding included.
+    pub output_error_bound: f32,
+}
+
+impl Certificate {
+    /// The larger of each bound.
+    #[must_use]
+    pub fn worst_of(self, other: Self) -> Self {
+        Self {
+            dropped_mass_bound: self.dropped_mass_bound.max(other.dropped_mass_bound),
+            output_error_bound: self.output_error_bound.max(other.output_error_bound),
+        }
+    }
+}
+
+/// What a certificate is computed from, common to the queries of a head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Premises {
+    /// Key dimension.
+    pub(crate) dim: usize,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+    /// `>= max ||k||` over the head.
+    pub(crate) key_norm: f32,
+    /// `>= max ||v||` over the head.
+    pub(crate) value_norm: f32,
+}
+
+/// What was measured for one query.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attended {
+    /// `>= ||q||`.
+    pub(crate) query_norm: f32,
+    /// Visible keys.
+    pub(crate) visible: usize,
+    /// Keys attended to.
+    pub(crate) rows: usize,
+    /// The largest score attended to.
+    pub(crate) max_score: f32,
+    /// `sum exp(scale (score - max_score))` over the rows attended to.
+    pub(crate) weight_sum: f32,
+    /// Norm of the output.
+    pub(crate) out_norm: f32,
+}
+
+/// How the rows were scored and summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arithmetic {
+    /// Canonical scores, one running sum over the rows.
+    Canonical,
+    /// The dense kernels, decode or prefill: see `hira_kernels::dense`.
+    Dense,
+}
+
+impl Arithmetic {
+    /// `m` with `|score - q.k| <= gamma_m ||q|| ||k||` (Cauchy-Schwarz on the sum of absolute products).
+    ///
+    /// A canonical score is a chain of `ceil(D / 16)` FMAs in each lane, one rounding each, and 4 additions of the tree; a dense
+    /// prefill has one chain of `D`, and the dense kernels round the logit up to 3 times more. One more for the norms.
+    fn score_roundings(self, dim: usize) -> usize {
+        match self {
+            Arithmetic::Canonical => dim.div_ceil(16) + 5,
+            Arithmetic::Dense => dim.max(4) + 4,
+        }
+    }
+
+    /// Additions that a term of a sum over `rows` passes through.
+    ///
+    /// The dense kernels sum blocks (of 16 or 64 keys) from zero, blocks into folds (of 64 or 32), folds into a total, and
+    /// ranges of 2,048 keys are merged with 3 roundings each.
+    fn sum_roundings(self, rows: usize) -> usize {
+        match self {
+            Arithmetic::Canonical => rows,
+            Arithmetic::Dense => 64 + 64 + 4 + rows / 1024 + 3 * (rows / 2048 + 1),
+        }
+    }
+}
+
+/// `gamma_m = m u / (1 - m u)`; beyond the range where it means something, infinity.
+fn gamma(m: usize) -> f64 {
+    let mu = m as f64 * U;
+    if mu < 1.0 {
+        mu / (1.0 - mu)
+    } else {
+        f64::INFINITY
+    }
+}
+
+impl Premises {
+    /// The certificate of a query that attended to every visible key.
+    pub(crate) fn dense(&self, query_norm: f32, visible: usize) -> Certificate {
+        Certificate {
+            dropped_mass_bound: 0.0,
+            output_error_bound: outward(self.rounding(Arithmetic::Dense, query_norm, visible)),
+        }
+    }
+
+    /// The certificate of a query that attended to some of the visible keys.
+    pub(crate) fn sparse(&self, attended: Attended, tail: Tail) -> Certificate {
+        let value_norm = f64::from(self.value_norm);
+        if attended.rows == 0 {
+            // nothing was attended to and the output is zero: dense attention is a mean of values
+            return Certificate {
+                dropped_mass_bound: 1.0,
+                output_error_bound: outward(value_norm),
+            };
+        }
+        let dropped = if attended.rows == attended.visible {
+            0.0
+        } else {
+            self.dropped_mass(&attended, tail)
+        };
+        let rounding = self.rounding(Arithmetic::Canonical, attended.query_norm, attended.rows);
+        let output = f64::from(attended.out_norm) * (1.0 + 1e-6) + rounding;
+        let error = dropped * (value_norm + output) + rounding;
+        Certificate {
+            dropped_mass_bound: outward(dropped).min(1.0),
+            output_error_bound: outward(error),
+        }
+    }
+
+    fn dropped_mass(&self, attended: &Attended, tail: Tail) -> f64 {
+        let scale = f64::from(self.scale);
+        let tail_sum = if self.scale == 0.0 {
+            // every weight is 1
+            (attended.visible - attended.rows) as f64
+        } else {
+            let to_max = scale * (f64::from(tail.reference) - f64::from(attended.max_score));
+            // an underflow of the product must not read as "nothing was dropped"
+            tail.sum * to_max.exp() + f64::MIN_POSITIVE
+        };
+        let lambda = self.lambda(Arithmetic::Canonical, attended.query_norm);
+        let x = tail_sum / f64::from(attended.weight_sum)
+            * (2.0 * lambda).exp()
+            * (1.0 + 2.0 * WEIGHT_ERROR);
+        // also for x = infinity; NaN (0 * infinity) means that nothing is known
+        let p = 1.0 / (1.0 + 1.0 / x);
+        if p.is_nan() { 1.0 } else { p }
+    }
+
+    /// `scale * delta`: how far rounding can move a logit.
+    fn lambda(&self, arithmetic: Arithmetic, query_norm: f32) -> f64 {
+        // the second term covers products that underflow: each errs by at most 2^-150
+        let delta = gamma(arithmetic.score_roundings(self.dim))
+            * f64::from(query_norm)
+            * f64::from(self.key_norm)
+            + (self.dim + 16) as f64 * f64::powi(2.0, -149);
+        f64::from(self.scale) * delta
+    }
+
+    /// Bound on the distance of a computed mean over `rows` values from the exact one.
+    fn rounding(&self, arithmetic: Arithmetic, query_norm: f32, rows: usize) -> f64 {
+        let value_norm = f64::from(self.value_norm);
+        let eta = (2.0 * self.lambda(arithmetic, query_norm)).exp_m1() + WEIGHT_ERROR;
+        let weights = if eta < 0.5 {
+            2.0 * eta / (1.0 - eta)
+        } else {
+            2.0
+        };
+        // two means of vectors of norm V are never further than 2 V apart
+        value_norm * (weights + gamma(2 * arithmetic.sum_roundings(rows) + 16)).min(2.0)
+    }
+}
+
+/// An f32 that is not below `x`.
+fn outward(x: f64) -> f32 {
+    let rounded = x as f32;
+    if f64::from(rounded) < x {
+        rounded.next_up()
+    } else {
+        rounded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREMISES: Premises = Premises {
+        dim: 64,
+        scale: 0.125,
+        key_norm: 20.0,
+        value_norm: 3.0,
+    };
+
+    fn attended(rows: usize, weight_sum: f32) -> Attended {
+        Attended {
+            query_norm: 10.0,
+            visible: 100,
+            rows,
+            max_score: 8.0,
+            weight_sum,
+            out_norm: 2.0,
+        }
+    }
+
+    #[test]
+    fn dropped_mass_is_the_tail_over_everything() {
+        let tail = Tail {
+            reference: 8.0,
+            sum: 1.0,
+        };
+        let certificate = PREMISES.sparse(attended(50, 3.0), tail);
+        assert!(certificate.dropped_mass_bound >= 0.25);
+        assert!(certificate.dropped_mass_bound < 0.2501);
+        // p (V + ||o||) = 1.25, and rounding
+        assert!(certificate.output_error_bound >= 1.25);
+        assert!(certificate.output_error_bound < 1.26);
+    }
+
+    #[test]
+    fn the_tail_is_brought_to_the_largest_score() {
+        let tail = Tail {
+            reference: 0.0,
+            sum: 1.0,
+        };
+        let p = PREMISES.sparse(attended(50, 1.0), tail).dropped_mass_bound;
+        let exact = (-1.0_f32).exp() / (1.0 + (-1.0_f32).exp());
+        assert!(p >= exact && p < exact * 1.001);
+    }
+
+    #[test]
+    fn everything_attended_is_dense_and_nothing_is_all_dropped() {
+        let tail = Tail {
+            reference: 0.0,
+            sum: f64::INFINITY,
+        };
+        let all = PREMISES.sparse(attended(100, 3.0), tail);
+        assert_eq!(all.dropped_mass_bound, 0.0);
+        assert!(all.output_error_bound > 0.0 && all.output_error_bound < 1e-3);
+        assert_eq!(PREMISES.dense(10.0, 100).dropped_mass_bound, 0.0);
+        let nothing = PREMISES.sparse(attended(0, 0.0), tail);
+        assert_eq!(nothing.dropped_mass_bound, 1.0);
+        assert_eq!(nothing.output_error_bound, 3.0);
+        let unknown = PREMISES.sparse(attended(50, 3.0), tail);
+        assert_eq!(unknown.dropped_mass_bound, 1.0);
+    }
+
+    #[test]
+    fn a_vanishing_tail_is_not_reported_as_zero() {
+        let tail = Tail {
+            reference: -1e9,
+            sum: 5.0,
+        };
+        assert!(PREMISES.sparse(attended(50, 1.0), tail).dropped_mass_bound > 0.0);
+    }
+}

@@ -1,0 +1,467 @@
+//! The configuration of attention: what to select, how to index, when to go dense.
+
+use std::path::Path;
+
+use hira_cache::{CacheConfig, HiraCache};
+use hira_index::{IndexConfig, UpdateStrategy};
+use hira_kernels::Kernel;
+use hira_memory::{Budget, MemoryPolicy};
+use hira_threshold::ThresholdRule;
+use serde::{Deserialize, Serialize};
+
+use crate::{AttentionError, ConfigError, HostAttention};
+
+/// Which keys a query attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ThresholdStrategy {
+    /// The `top_k` keys of highest score.
+    #[default]
+    TopK,
+    /// The top `percentile` percent of the visible keys by score.
+    Percentile,
+    /// Every key whose score reaches `threshold`.
+    Fixed,
+}
+
+/// Who decides between the dense and the sparse plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum PlanPolicy {
+    /// The planner, head by head, by its cost model.
+    #[default]
+    Auto,
+    /// Always dense.
+    Dense,
+    /// Always sparse, whatever it costs.
+    Sparse,
+}
+
+/// Shape of a cache: see [`HiraAttentionConfig::init_cache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Sequences that are decoded together (`B`).
+    pub sequences: usize,
+    /// Key/value heads of a layer (`Hkv`).
+    pub kv_heads: usize,
+    /// Dimension of a key (`D`).
+    pub head_dim: usize,
+    /// Dimension of a value (`Dv`).
+    pub value_dim: usize,
+    /// Positions of a sequence.
+    pub max_len: usize,
+}
+
+/// Configuration of [`HiraAttention`](crate::HiraAttention) and of the cache it works on.
+///
+/// Reads from TOML, JSON and YAML; keys that are left out have their defaults, unknown keys are errors.
+///
+/// ```
+/// use hira_attention::HiraAttentionConfig;
+///
+/// let config = HiraAttentionConfig::from_toml("threshold_strategy = \"percentile\"\npercentile = 2.5")?;
+/// assert_eq!(config.top_k, 256);
+/// let error = HiraAttentionConfig::from_toml("topk = 64").unwrap_err();
+/// assert!(std::error::Error::source(&error).unwrap().to_string().contains("topk"));
+/// # Ok::<(), hira_attention::ConfigError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HiraAttentionConfig {
+    /// Levels of the index, the sketch included: 0 stores no sketch (every plan is dense), 1 the sketch only, `n` puts
+    /// `n - 1` coarse levels above it. Default 3.
+    pub num_levels: usize,
+    /// Children of a cluster. Default 32.
+    pub branching_factor: usize,
+    /// Which keys a query attends to. Default `"top_k"`.
+    pub threshold_strategy: ThresholdStrategy,
+    /// Keys per query for `"top_k"`. Default 256.
+    pub top_k: usize,
+    /// Percent of the visible keys for `"percentile"`, in `(0, 100]`. Default 2.
+    pub percentile: f32,
+    /// The score (`q . k`, unscaled) to reach for `"fixed"`; `-inf` selects every key.
+    #[serde(with = "score_form")]
+    pub threshold: Option<f32>,
+    /// At most this many keys per query, the best by score. Default: no limit.
+    pub max_candidates: Option<usize>,
+    /// How the coarse levels follow appended keys. Default `"rebuild"`.
+    pub update_strategy: UpdateStrategy,
+    /// On which tier each part of the cache should lie. Default `"all_device"`.
+    pub memory_policy: MemoryPolicy,
+    /// A hard limit on the bytes of the cache. Default: no limit.
+    pub memory_budget: Option<usize>,
+    /// The first keys, always attended to. Default 4.
+    pub sink_tokens: usize,
+    /// The most recent keys, always attended to. Default 64.
+    pub recent_window: usize,
+    /// Below this many visible keys the planner goes dense. Default 1024.
+    pub min_sparse_len: usize,
+    /// Whether a prefill (a call with more than `max_decode_tokens` new tokens) is sparse too. Default false.
+    pub use_hira_during_prefill: bool,
+    /// Calls with at most this many new tokens are decode steps. Default 16.
+    pub max_decode_tokens: usize,
+    /// Who decides between dense and sparse. Default `"auto"`.
+    pub plan: PlanPolicy,
+    /// What scores are multiplied by before the softmax. Default `1 / sqrt(D)`.
+    pub scale: Option<f32>,
+    /// Keys of a sealed segment, a multiple of 16. Default 8192.
+    pub segment_len: usize,
+    /// Segments shorter than this get no coarse levels: on real attention keys a scan of the sketch is faster there.
+    /// Default 32768.
+    pub min_coarse_len: usize,
+    /// The CPU kernel by name (`"scalar"`, `"avx2"`, `"avx512"`). Default: the best of this machine.
+    pub kernel: Option<KernelName>,
+}
+
+/// A CPU kernel by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum KernelName {
+    /// Portable code.
+    Scalar,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512,
+}
+
+impl Default for HiraAttentionConfig {
+    fn default() -> Self {
+        Self {
+            num_levels: 3,
+            branching_factor: 32,
+            threshold_strategy: ThresholdStrategy::TopK,
+            top_k: 256,
+            percentile: 2.0,
+            threshold: None,
+            max_candidates: None,
+            update_strategy: UpdateStrategy::Rebuild,
+            memory_policy: MemoryPolicy::default(),
+            memory_budget: None,
+            sink_tokens: 4,
+            recent_window: 64,
+            min_sparse_len: 1024,
+            use_hira_during_prefill: false,
+            max_decode_tokens: 16,
+            plan: PlanPolicy::Auto,
+            scale: None,
+            segment_len: 8192,
+            min_coarse_len: 32768,
+            kernel: None,
+        }
+    }
+}
+
+impl HiraAttentionConfig {
+    /// The defaults: the top 256 keys of each query, with 4 sinks and a window of 64.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Dense attention over the same kind of cache, without an index.
+    pub fn dense() -> Self {
+        Self {
+            num_levels: 0,
+            plan: PlanPolicy::Dense,
+            ..Self::default()
+        }
+    }
+
+    /// Selects the `top_k` keys of highest score.
+    #[must_use]
+    pub fn with_top_k(mut self, top_k: usize) -> Self {
+        self.threshold_strategy = ThresholdStrategy::TopK;
+        self.top_k = top_k;
+        self
+    }
+
+    /// Selects the top `percentile` percent of the visible keys by score.
+    #[must_use]
+    pub fn with_percentile(mut self, percentile: f32) -> Self {
+        self.threshold_strategy = ThresholdStrategy::Percentile;
+        self.percentile = percentile;
+        self
+    }
+
+    /// Selects every key whose score (`q . k`, unscaled) reaches `threshold`.
+    #[must_use]
+    pub fn with_threshold(mut self, threshold: f32) -> Self {
+        self.threshold_strategy = ThresholdStrategy::Fixed;
+        self.threshold = Some(threshold);
+        self
+    }
+
+    /// Sets what scores are multiplied by before the softmax.
+    #[must_use]
+    pub fn with_scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Sets the numbers of first and of most recent keys that are always attended to.
+    #[must_use]
+    pub fn with_sinks_and_window(mut self, sink_tokens: usize, recent_window: usize) -> Self {
+        self.sink_tokens = sink_tokens;
+        self.recent_window = recent_window;
+        self
+    }
+
+    /// Sets who decides between dense and sparse.
+    #[must_use]
+    pub fn with_plan(mut self, plan: PlanPolicy) -> Self {
+        self.plan = plan;
+        self
+    }
+
+    /// Reads a TOML text.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str::<Self>(text)?.validated()
+    }
+
+    /// Reads a JSON text. JSON has no infinity: write `"threshold": "-inf"`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        serde_json::from_str::<Self>(text)?.validated()
+    }
+
+    /// Reads a YAML text.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key.
+    pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
+        serde_norway::from_str::<Self>(text)?.validated()
+    }
+
+    /// Reads a file whose extension says its format: `toml`, `json`, `yaml` or `yml`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key, or the file.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let read = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("toml") => Self::from_toml,
+            Some("json") => Self::from_json,
+            Some("yaml" | "yml") => Self::from_yaml,
+            _ => {
+                return Err(ConfigError::Format {
+                    path: path.to_path_buf(),
+                });
+            }
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        read(&text)
+    }
+
+    fn validated(self) -> Result<Self, ConfigError> {
+        self.validate()?;
+        Ok(self)
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let at_least = |key, value: usize, least: usize, requirement| {
+            let value_error = ConfigError::Value {
+                key,
+                requirement,
+                received: value as f64,
+            };
+            if value < least {
+                Err(value_error)
+            } else {
+                Ok(())
+            }
+        };
+        at_least("top_k", self.top_k, 1, "must be at least 1")?;
+        at_least(
+            "branching_factor",
+            self.branching_factor,
+            2,
+            "must be at least 2",
+        )?;
+        at_least(
+            "max_decode_tokens",
+            self.max_decode_tokens,
+            1,
+            "must be at least 1",
+        )?;
+        if let Some(limit) = self.max_candidates {
+            at_least("max_candidates", limit, 1, "must be at least 1")?;
+        }
+        let value = |key, requirement, received| {
+            Err(ConfigError::Value {
+                key,
+                requirement,
+                received,
+            })
+        };
+        if self.num_levels > IndexConfig::MAX_LEVELS {
+            return value("num_levels", "must be at most 8", self.num_levels as f64);
+        }
+        if self.segment_len == 0 || !self.segment_len.is_multiple_of(hira_kernels::TILE) {
+            return value(
+                "segment_len",
+                "must be a multiple of 16",
+                self.segment_len as f64,
+            );
+        }
+        if !(self.percentile > 0.0 && self.percentile <= 100.0) {
+            return value(
+                "percentile",
+                "must be above 0 and at most 100",
+                f64::from(self.percentile),
+            );
+        }
+        if let Some(threshold) = self.threshold
+            && (threshold.is_nan() || threshold == f32::INFINITY)
+        {
+            return value(
+                "threshold",
+                "must be a number or -inf",
+                f64::from(threshold),
+            );
+        }
+        if let Some(scale) = self.scale
+            && !(scale.is_finite() && scale >= 0.0)
+        {
+            return value("scale", "must be finite and at least 0", f64::from(scale));
+        }
+        self.memory_policy.validate()?;
+        self.rule()?.validate()?;
+        self.kernel()?;
+        Ok(())
+    }
+
+    /// The rule that `threshold_strategy` and its key describe.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Missing`] if the strategy is `"fixed"` and there is no `threshold`.
+    pub fn rule(&self) -> Result<ThresholdRule, ConfigError> {
+        match self.threshold_strategy {
+            ThresholdStrategy::TopK => Ok(ThresholdRule::TopK { k: self.top_k }),
+            ThresholdStrategy::Percentile => Ok(ThresholdRule::Percentile {
+                percent: self.percentile,
+            }),
+            ThresholdStrategy::Fixed => match self.threshold {
+                Some(tau) => Ok(ThresholdRule::Fixed { tau }),
+                None => Err(ConfigError::Missing {
+                    key: "threshold",
+                    strategy: "fixed",
+                }),
+            },
+        }
+    }
+
+    /// The CPU kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Kernel`] if this machine cannot run the kernel that `kernel` names.
+    pub fn kernel(&self) -> Result<Kernel, ConfigError> {
+        let name = match self.kernel {
+            None => return Ok(Kernel::best()),
+            Some(KernelName::Scalar) => "scalar",
+            Some(KernelName::Avx2) => "avx2",
+            Some(KernelName::Avx512) => "avx512",
+        };
+        Kernel::from_name(name).map_err(ConfigError::Kernel)
+    }
+
+    /// The engine on slices.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key.
+    pub fn init_host(&self) -> Result<HostAttention, ConfigError> {
+        HostAttention::new(self.clone())
+    }
+
+    /// An empty cache that fits this configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError`] that names the key of an impossible value.
+    pub fn init_cache(&self, shape: CacheShape) -> Result<HiraCache, AttentionError> {
+        self.validate()?;
+        let budget = self
+            .memory_budget
+            .map_or(Budget::unlimited(), Budget::limited);
+        let mut config = CacheConfig::new(
+            shape.layers,
+            shape.sequences,
+            shape.kv_heads,
+            shape.head_dim,
+            shape.max_len,
+        )
+        .with_value_dim(shape.value_dim)
+        .with_budget(budget)
+        .with_memory_policy(self.memory_policy)
+        .with_index(IndexConfig {
+            dim: shape.head_dim,
+            num_levels: self.num_levels,
+            branching_factor: self.branching_factor,
+            segment_len: self.segment_len,
+            min_coarse_len: self.min_coarse_len,
+            update: self.update_strategy,
+            ..IndexConfig::default()
+        });
+        config.kernel = self.kernel()?;
+        Ok(HiraCache::new(config)?)
+    }
+}
+
+/// A score that may be infinite, in formats that have no infinity: a number, or the text of one.
+mod score_form {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Number(f32),
+        Text(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        score: &Option<f32>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match score {
+            None => serializer.serialize_none(),
+            Some(score) if score.is_finite() => serializer.serialize_some(score),
+            Some(score) => serializer.serialize_some(&score.to_string()),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<f32>, D::Error> {
+        match Option::<Form>::deserialize(deserializer)? {
+            None => Ok(None),
+            Some(Form::Number(score)) => Ok(Some(score)),
+            Some(Form::Text(text)) => text.parse().map(Some).map_err(|_| {
+                de::Error::invalid_value(de::Unexpected::Str(&text), &"a number or \"-inf\"")
+            }),
+        }
+    }
+}

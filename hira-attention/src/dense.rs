@@ -1,0 +1,169 @@
+//! The dense plan: every visible key, in parallel over KV heads and ranges.
+
+use hira_cache::{HeadCache, KvRun};
+use hira_kernels::{
+    Kernel, SoftmaxState,
+    dense::{DenseShape, KeyRun, QueryBlock, RowStrides},
+};
+use rayon::prelude::*;
+
+use crate::scratch::{HeadScratch, ScratchPool};
+
+/// Keys of one task of a decode step. It does not depend on the number of threads, so neither does the order of sums.
+const KEY_RANGE: usize = 2048;
+
+/// Query positions of one task of a prefill.
+const QUERY_BLOCK: usize = 64;
+
+/// What the dense plan needs beside the head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DenseStep {
+    pub(crate) kernel: Kernel,
+    pub(crate) scale: f32,
+    pub(crate) dim: usize,
+    pub(crate) value_dim: usize,
+}
+
+/// Shape of a prefill: the first `block` of `tokens` new tokens are answered, after `before` stored ones.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefill {
+    pub(crate) group: usize,
+    pub(crate) tokens: usize,
+    pub(crate) block: usize,
+    pub(crate) before: usize,
+}
+
+impl DenseStep {
+    fn shape(&self) -> DenseShape {
+        DenseShape {
+            dim: self.dim,
+            value_dim: self.value_dim,
+            scale: self.scale,
+        }
+    }
+
+    /// Answers the `G` queries of one KV head, which see positions `0..visible`, at least one.
+    ///
+    /// # Shapes
+    ///
+    /// `queries` `[G, D]`, `out` `[G, Dv]`.
+    pub(crate) fn decode(
+        &self,
+        pool: &ScratchPool,
+        head: &HeadCache,
+        queries: &[f32],
+        visible: usize,
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) {
+        let group = queries.len() / self.dim;
+        let ranges = visible.div_ceil(KEY_RANGE);
+        let states = &mut scratch.states;
+        states.resize_with(ranges * group, || SoftmaxState::new(self.value_dim));
+        for state in states.iter_mut() {
+            state.reset(self.value_dim);
+        }
+        let attend = |range: usize, states: &mut [SoftmaxState], scratch: &mut _| {
+            let start = range * KEY_RANGE;
+            for run in head.runs(start..visible.min(start + KEY_RANGE)) {
+                let run = key_run(run);
+                self.kernel
+                    .dense_decode_into(queries, run, self.shape(), states, scratch);
+            }
+        };
+        if ranges == 1 {
+            attend(0, states, &mut scratch.dense);
+        } else {
+            states
+                .par_chunks_exact_mut(group)
+                .enumerate()
+                .for_each(|(range, states)| {
+                    pool.with(|scratch| attend(range, states, &mut scratch.dense));
+                });
+        }
+        let (first, later) = states.split_at_mut(group);
+        for range in later.chunks_exact(group) {
+            for (state, other) in first.iter_mut().zip(range) {
+                state.merge(other);
+            }
+        }
+        for (state, out) in first.iter().zip(out.chunks_exact_mut(self.value_dim)) {
+            state.finish_into(out);
+        }
+    }
+}
+
+/// Causal attention of the first `shape.block` new tokens of every head.
+///
+/// # Shapes
+///
+/// `q` `[B, Hq, L, D]`, `out` `[B, Hq, L, Dv]`; `heads` are the `B * Hkv` KV heads.
+pub(crate) fn prefill(
+    step: &DenseStep,
+    pool: &ScratchPool,
+    heads: &[HeadCache],
+    shape: Prefill,
+    q: &[f32],
+    out: &mut [f32],
+) {
+    let Prefill {
+        group,
+        tokens,
+        block,
+        before,
+    } = shape;
+    let (dim, value_dim) = (step.dim, step.value_dim);
+    // tasks write `[head][token, G, Dv]`, contiguous for each task, which is then brought into the order of `out`
+    let rows = block * group;
+    let mut by_token = vec![0.0; heads.len() * rows * value_dim];
+    by_token
+        .par_chunks_exact_mut(rows * value_dim)
+        .zip(heads)
+        .zip(q.par_chunks_exact(group * tokens * dim))
+        .for_each(|((by_token, head), q)| {
+            by_token
+                .par_chunks_mut(QUERY_BLOCK * group * value_dim)
+                .enumerate()
+                .for_each(|(i, out)| {
+                    let first = i * QUERY_BLOCK;
+                    let queries = out.len() / (group * value_dim);
+                    let runs: Vec<_> = head
+                        .runs(0..before + first + queries)
+                        .map(key_run)
+                        .collect();
+                    let block = QueryBlock {
+                        start: before + first,
+                        len: queries,
+                        heads: group,
+                        queries: RowStrides::head_major(tokens, dim),
+                        out: RowStrides::position_major(group, value_dim),
+                    };
+                    pool.with(|scratch| {
+                        step.kernel.dense_prefill_into(
+                            &q[first * dim..],
+                            &runs,
+                            step.shape(),
+                            block,
+                            out,
+                            &mut scratch.dense,
+                        );
+                    });
+                });
+        });
+    out.par_chunks_exact_mut(tokens * value_dim)
+        .enumerate()
+        .for_each(|(head, out)| {
+            let by_token = &by_token[head / group * rows * value_dim..];
+            for (token, out) in out.chunks_exact_mut(value_dim).take(block).enumerate() {
+                let start = (token * group + head % group) * value_dim;
+                out.copy_from_slice(&by_token[start..start + value_dim]);
+            }
+        });
+}
+
+fn key_run(run: KvRun<'_>) -> KeyRun<'_> {
+    KeyRun {
+        keys: run.keys,
+        values: run.values,
+    }
+}

@@ -1,0 +1,186 @@
+//! The Burn module: tensors in, a tensor and a report out.
+
+use std::marker::PhantomData;
+
+use burn::{
+    module::Module,
+    tensor::{Tensor, backend::Backend},
+};
+use hira_cache::HiraCache;
+use hira_index::burn::{HiraBackend, from_host, with_host};
+
+use crate::{AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, HostAttention};
+
+/// Certified sparse attention over a [`HiraCache`].
+///
+/// One module serves every layer of a model. It has no parameters: projections and RoPE belong to the model.
+#[derive(Module, Debug)]
+pub struct HiraAttention<B: Backend> {
+    #[module(skip)]
+    engine: HostAttention,
+    _backend: PhantomData<B>,
+}
+
+impl HiraAttentionConfig {
+    /// The module. `device` is where the model lives; outputs are made on the device of the queries.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the key of an impossible value.
+    pub fn init<B: Backend>(&self, _device: &B::Device) -> Result<HiraAttention<B>, ConfigError> {
+        Ok(HiraAttention {
+            engine: self.init_host()?,
+            _backend: PhantomData,
+        })
+    }
+}
+
+impl<B: HiraBackend> HiraAttention<B> {
+    /// Appends `k` and `v` to the cache, attends with `q`, and reports what was left out.
+    ///
+    /// New tokens take the positions after those that the layer holds, and each sees the keys up to its own (causal).
+    ///
+    /// # Shapes
+    ///
+    /// `q` `[B, Hq, L, D]`, `k` `[B, Hkv, L, D]`, `v` `[B, Hkv, L, Dv]`, RoPE applied; `Hq` a multiple of `Hkv`: query
+    /// head `h` reads KV head `h / (Hq / Hkv)`. Returns `[B, Hq, L, Dv]`.
+    ///
+    /// # Panics
+    ///
+    /// Where [`HiraAttention::try_forward`] returns an error.
+    pub fn forward(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> (Tensor<B, 4>, AttentionReport) {
+        match self.try_forward(q, k, v, cache, layer) {
+            Ok(answer) => answer,
+            Err(error) => panic!("HiraAttention::forward: {error}"),
+        }
+    }
+
+    /// As [`HiraAttention::forward`], with errors instead of panics.
+    ///
+    /// # Numerics
+    ///
+    /// Scores, softmax and sums are f32, whatever the element type of the backend; NaN and infinities are refused.
+    ///
+    /// # Complexity
+    ///
+    /// A decode step reads the sketch of the visible keys (`D + 4` bytes a key), the exact keys of survivors and the
+    /// values of attended keys; a dense one reads every key and value.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError`] for wrong shapes, non-finite or too large rows, a layer that the cache lacks, or more new tokens
+    /// than positions left. The cache is then unchanged.
+    pub fn try_forward(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
+        let config = cache.config();
+        let (sequences, kv_heads) = (config.sequences, config.kv_heads);
+        let (dim, value_dim) = (config.head_dim, config.value_dim);
+        let [_, heads, tokens, _] = q.dims();
+        for (what, received, expected) in [
+            ("q", q.dims(), [sequences, heads, tokens, dim]),
+            ("k", k.dims(), [sequences, kv_heads, tokens, dim]),
+            ("v", v.dims(), [sequences, kv_heads, tokens, value_dim]),
+        ] {
+            if received != expected {
+                return Err(AttentionError::Shape {
+                    what,
+                    expected,
+                    received,
+                });
+            }
+        }
+        let device = q.device();
+        let mut out = vec![0.0; sequences * heads * tokens * value_dim];
+        let report = with_host(q, |q| {
+            with_host(k, |k| {
+                with_host(v, |v| {
+                    self.engine
+                        .forward_into(heads, q, k, v, cache, layer, &mut out)
+                })
+            })
+        })????;
+        let out = from_host(out, [sequences, heads, tokens, value_dim], &device);
+        Ok((out, report))
+    }
+}
+
+impl<B: Backend> HiraAttention<B> {
+    /// The configuration.
+    pub fn config(&self) -> &HiraAttentionConfig {
+        self.engine.config()
+    }
+
+    /// The engine on slices.
+    pub fn engine(&self) -> &HostAttention {
+        &self.engine
+    }
+}
+
+/// What a model's attention layer calls, so that the attention can be chosen or replaced after loading.
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::Tensor;
+/// use hira_attention::{AttentionError, AttentionProcessor, AttentionReport, HiraAttention, HiraBackend, HiraCache};
+///
+/// /// Hira attention that says what it does.
+/// #[derive(Debug)]
+/// struct Logged<B: HiraBackend>(HiraAttention<B>);
+///
+/// impl<B: HiraBackend> AttentionProcessor<B> for Logged<B> {
+///     fn process(
+///         &self,
+///         q: Tensor<B, 4>,
+///         k: Tensor<B, 4>,
+///         v: Tensor<B, 4>,
+///         cache: &mut HiraCache,
+///         layer: usize,
+///     ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
+///         let answer = self.0.process(q, k, v, cache, layer)?;
+///         println!("layer {layer}: density {:.3}", answer.1.density());
+///         Ok(answer)
+///     }
+/// }
+/// # }
+/// ```
+pub trait AttentionProcessor<B: HiraBackend>: std::fmt::Debug + Send + Sync {
+    /// As [`HiraAttention::try_forward`].
+    ///
+    /// # Errors
+    ///
+    /// As [`HiraAttention::try_forward`].
+    fn process(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError>;
+}
+
+impl<B: HiraBackend> AttentionProcessor<B> for HiraAttention<B> {
+    fn process(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
+        self.try_forward(q, k, v, cache, layer)
+    }
+}

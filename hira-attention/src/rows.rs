@@ -1,0 +1,106 @@
+//! The rows a query attends to: sinks, the rule's selection, and the window, each once and in order.
+
+use std::ops::Range;
+
+use hira_cache::HeadCache;
+use hira_kernels::Kernel;
+use hira_search::Selection;
+
+use crate::scratch::QueryScratch;
+
+/// The always-attended ranges at a number of visible keys: `0..sinks_end` and `window_start..visible`, disjoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Always {
+    sinks_end: usize,
+    window_start: usize,
+    visible: usize,
+}
+
+impl Always {
+    pub(crate) fn new(sink_tokens: usize, recent_window: usize, visible: usize) -> Self {
+        let sinks_end = sink_tokens.min(visible);
+        Self {
+            sinks_end,
+            window_start: visible.saturating_sub(recent_window).max(sinks_end),
+            visible,
+        }
+    }
+
+    /// Fills `scratch.rows` (ascending) and `scratch.scores` (canonical).
+    pub(crate) fn collect(
+        &self,
+        kernel: Kernel,
+        head: &HeadCache,
+        query: &[f32],
+        selection: &Selection,
+        scratch: &mut QueryScratch,
+    ) {
+        scratch.rows.clear();
+        scratch.scores.clear();
+        score_range(kernel, head, query, 0..self.sinks_end, scratch);
+        let middle = selection
+            .positions
+            .partition_point(|&p| (p as usize) < self.sinks_end)
+            ..selection
+                .positions
+                .partition_point(|&p| (p as usize) < self.window_start);
+        scratch
+            .rows
+            .extend_from_slice(&selection.positions[middle.clone()]);
+        scratch.scores.extend_from_slice(&selection.scores[middle]);
+        score_range(
+            kernel,
+            head,
+            query,
+            self.window_start..self.visible,
+            scratch,
+        );
+    }
+}
+
+fn score_range(
+    kernel: Kernel,
+    head: &HeadCache,
+    query: &[f32],
+    range: Range<usize>,
+    scratch: &mut QueryScratch,
+) {
+    for run in head.runs(range) {
+        let first = scratch.scores.len();
+        scratch.scores.resize(first + run.len, 0.0);
+        kernel.scores_into(query, run.keys, &mut scratch.scores[first..]);
+        scratch
+            .rows
+            .extend(run.start as u32..(run.start + run.len) as u32);
+    }
+}
+
+/// `out += sum of weights[i] * value of rows[i]`, rows in order.
+pub(crate) fn add_weighted_values(
+    kernel: Kernel,
+    head: &HeadCache,
+    scratch: &mut QueryScratch,
+    out: &mut [f32],
+) {
+    let values = head.values();
+    let run_len = values.run_len();
+    let (rows, weights, rebased) = (&scratch.rows, &scratch.weights, &mut scratch.rebased);
+    let mut done = 0;
+    while let Some(&row) = rows.get(done) {
+        let run = row as usize / run_len;
+        let start = run * run_len;
+        let count = rows[done..].partition_point(|&row| (row as usize) < start + run_len);
+        let in_run = &rows[done..done + count];
+        let rows_of_run: &[u32] = if start == 0 {
+            in_run
+        } else {
+            rebased.clear();
+            rebased.extend(in_run.iter().map(|&row| row - start as u32));
+            rebased
+        };
+        if let Some(values) = values.run(run) {
+            kernel.weighted_sum_into(&weights[done..done + count], values, rows_of_run, out);
+        }
+        done += count;
+    }
+}

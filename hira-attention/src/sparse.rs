@@ -1,0 +1,137 @@
+//! The sparse plan: search, then attention over the selected keys.
+
+use hira_cache::HeadCache;
+use hira_kernels::Kernel;
+use hira_search::{HalfspaceSearcher, SearchError, Selection};
+use hira_threshold::ThresholdRule;
+use rayon::prelude::*;
+
+use crate::{
+    Certificate,
+    certificate::{Attended, Premises},
+    rows::{Always, add_weighted_values},
+    scratch::{HeadScratch, QueryScratch},
+};
+
+/// What the sparse plan needs beside the head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SparseStep<'a> {
+    pub(crate) searcher: &'a HalfspaceSearcher,
+    pub(crate) kernel: Kernel,
+    pub(crate) rule: &'a ThresholdRule,
+    pub(crate) scale: f32,
+    pub(crate) sink_tokens: usize,
+    pub(crate) recent_window: usize,
+}
+
+/// What one query of the group came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SparseAnswer {
+    pub(crate) survivors: usize,
+    pub(crate) attended: usize,
+    pub(crate) certificate: Certificate,
+}
+
+impl SparseStep<'_> {
+    /// Answers the `G` queries of one KV head, which see positions `0..visible`.
+    ///
+    /// # Shapes
+    ///
+    /// `queries` `[G, D]`, `out` `[G, Dv]`; one answer a query is left in `scratch.answers`.
+    pub(crate) fn attend(
+        &self,
+        head: &HeadCache,
+        queries: &[f32],
+        visible: usize,
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) -> Result<(), SearchError> {
+        let dim = head.index().dim();
+        let group = queries.len() / dim;
+        scratch.selections.resize_with(group, Selection::default);
+        scratch.per_query.resize_with(group, QueryScratch::default);
+        self.searcher.search_group_with(
+            head.index(),
+            queries,
+            visible,
+            self.rule,
+            self.scale,
+            &mut scratch.search,
+            &mut scratch.selections,
+        )?;
+        let always = Always::new(self.sink_tokens, self.recent_window, visible);
+        scratch.answers.resize(group, SparseAnswer::default());
+        let value_dim = head.values().dim();
+        (
+            queries.par_chunks_exact(dim),
+            &scratch.selections,
+            &mut scratch.per_query,
+            out.par_chunks_exact_mut(value_dim),
+            &mut scratch.answers,
+        )
+            .into_par_iter()
+            .for_each(|(query, selection, buffers, out, answer)| {
+                *answer = self.attend_one(head, query, selection, always, visible, buffers, out);
+            });
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments)]
+    fn attend_one(
+        &self,
+        head: &HeadCache,
+        query: &[f32],
+        selection: &Selection,
+        always: Always,
+        visible: usize,
+        buffers: &mut QueryScratch,
+        out: &mut [f32],
+    ) -> SparseAnswer {
+        always.collect(self.kernel, head, query, selection, buffers);
+        let rows = buffers.rows.len();
+        let max_score = buffers
+            .scores
+            .iter()
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max);
+        buffers.weights.resize(rows, 0.0);
+        let weight_sum = self.kernel.exp_weights_into(
+            &buffers.scores,
+            self.scale,
+            max_score,
+            &mut buffers.weights,
+        );
+        out.fill(0.0);
+        add_weighted_values(self.kernel, head, buffers, out);
+        if rows > 0 {
+            // the largest weight is 1, so the sum is at least 1
+            let inverse = 1.0 / weight_sum;
+            out.iter_mut().for_each(|element| *element *= inverse);
+        }
+        let premises = Premises {
+            dim: query.len(),
+            scale: self.scale,
+            key_norm: head.max_key_norm(),
+            value_norm: head.max_value_norm(),
+        };
+        let attended = Attended {
+            query_norm: norm(query),
+            visible,
+            rows,
+            max_score,
+            weight_sum,
+            out_norm: norm(out),
+        };
+        SparseAnswer {
+            survivors: selection.stats.survivors,
+            attended: rows,
+            certificate: premises.sparse(attended, selection.tail),
+        }
+    }
+}
+
+/// The Euclidean norm, rounded upwards: in f64 it is good to far better than an f32 step.
+pub(crate) fn norm(row: &[f32]) -> f32 {
+    let squares = row.iter().map(|&x| f64::from(x) * f64::from(x));
+    (squares.sum::<f64>().sqrt() as f32).next_up()
+}

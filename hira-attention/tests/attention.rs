@@ -1,0 +1,381 @@
+//! The engine against f64 oracles: dense, sparse, decode, prefill, certificates, errors.
+
+mod common;
+
+use common::{Problem, Shape, distance};
+use hira_attention::{
+    AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraCache, HostAttention,
+    PlanPolicy,
+};
+use hira_cache::CacheError;
+use proptest::prelude::*;
+
+const SHAPE: Shape = Shape {
+    sequences: 2,
+    heads: 6,
+    kv_heads: 2,
+    dim: 16,
+    value_dim: 24,
+};
+
+fn start(config: &HiraAttentionConfig, shape: Shape, max_len: usize) -> (HostAttention, HiraCache) {
+    let cache = config
+        .init_cache(CacheShape {
+            layers: 1,
+            sequences: shape.sequences,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.dim,
+            value_dim: shape.value_dim,
+            max_len,
+        })
+        .unwrap();
+    (config.init_host().unwrap(), cache)
+}
+
+/// Feeds the tokens in batches of the given sizes; returns outputs `[sequences, heads, tokens, Dv]` and reports.
+fn run(
+    config: &HiraAttentionConfig,
+    problem: &Problem,
+    batches: &[usize],
+) -> (Vec<f32>, Vec<AttentionReport>) {
+    let shape = problem.shape;
+    let (attention, mut cache) = start(config, shape, problem.tokens);
+    let rows = shape.sequences * shape.heads;
+    let mut all = vec![f32::NAN; rows * problem.tokens * shape.value_dim];
+    let mut reports = Vec::new();
+    let mut first = 0;
+    for &batch in batches {
+        let range = first..first + batch;
+        let mut out = vec![f32::NAN; rows * batch * shape.value_dim];
+        let report = attention
+            .forward_into(
+                shape.heads,
+                &problem.q.slice(range.clone()),
+                &problem.k.slice(range.clone()),
+                &problem.v.slice(range.clone()),
+                &mut cache,
+                0,
+                &mut out,
+            )
+            .unwrap();
+        reports.push(report);
+        for (row, head) in out.chunks_exact(batch * shape.value_dim).enumerate() {
+            let at = (row * problem.tokens + first) * shape.value_dim;
+            all[at..at + head.len()].copy_from_slice(head);
+        }
+        first += batch;
+    }
+    assert_eq!(first, problem.tokens);
+    assert_eq!(cache.seq_len(0), problem.tokens);
+    (all, reports)
+}
+
+fn for_each_query(shape: Shape, tokens: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    for sequence in 0..shape.sequences {
+        for head in 0..shape.heads {
+            for token in 0..tokens {
+                let row = (sequence * shape.heads + head) * tokens + token;
+                f(sequence, head, token, row * shape.value_dim);
+            }
+        }
+    }
+}
+
+fn batchings(tokens: usize) -> Vec<Vec<usize>> {
+    let mut ones_after_prefill = vec![tokens - 20];
+    ones_after_prefill.extend([1; 20]);
+    let mut mixed = vec![tokens - 40, 17, 1, 4];
+    mixed.push(tokens - mixed.iter().sum::<usize>());
+    vec![vec![tokens], ones_after_prefill, mixed]
+}
+
+#[test]
+fn dense_is_dense_attention_in_any_batching() {
+    let problem = Problem::random(1, SHAPE, 150);
+    for config in [
+        HiraAttentionConfig::dense(),
+        HiraAttentionConfig::new(),
+        HiraAttentionConfig::new().with_threshold(f32::NEG_INFINITY),
+    ] {
+        for batches in batchings(150) {
+            let (out, reports) = run(&config, &problem, &batches);
+            for_each_query(SHAPE, 150, |sequence, head, token, at| {
+                let (expected, _) = problem.attend(sequence, head, token, 0.25, |_, _| true);
+                let error = distance(&out[at..at + SHAPE.value_dim], &expected);
+                assert!(
+                    error < 1e-4,
+                    "{batches:?}: {sequence} {head} {token}: {error}"
+                );
+            });
+            assert!(
+                reports
+                    .iter()
+                    .all(|report| report.dropped_mass_bound() == 0.0)
+            );
+            assert!(reports.iter().all(|report| report.density() == 1.0));
+        }
+    }
+}
+
+#[test]
+fn a_threshold_of_minus_infinity_through_the_sparse_plan_is_dense() {
+    let problem = Problem::random(2, SHAPE, 120);
+    let config = HiraAttentionConfig {
+        use_hira_during_prefill: true,
+        ..HiraAttentionConfig::new()
+            .with_threshold(f32::NEG_INFINITY)
+            .with_plan(PlanPolicy::Sparse)
+    };
+    let (out, _) = run(&config, &problem, &[100, 20]);
+    for_each_query(SHAPE, 120, |sequence, head, token, at| {
+        let (expected, _) = problem.attend(sequence, head, token, 0.25, |_, _| true);
+        let error = distance(&out[at..at + SHAPE.value_dim], &expected);
+        assert!(error < 1e-4, "{sequence} {head} {token}: {error}");
+    });
+}
+
+/// The keys that top-k with sinks and a window attends to.
+fn top_k_keep(scores: &[f64], k: usize, sinks: usize, window: usize) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    let mut keep = vec![false; scores.len()];
+    order.iter().take(k).for_each(|&j| keep[j] = true);
+    let n = scores.len();
+    keep.iter_mut().take(sinks).for_each(|kept| *kept = true);
+    keep.iter_mut()
+        .skip(n.saturating_sub(window))
+        .for_each(|kept| *kept = true);
+    keep
+}
+
+#[test]
+fn top_k_attends_to_the_top_keys_the_sinks_and_the_window_with_a_valid_certificate() {
+    let problem = Problem::random(3, SHAPE, 200);
+    for (levels, segment_len) in [(1, 64), (3, 64), (1, 8192)] {
+        let config = HiraAttentionConfig {
+            use_hira_during_prefill: true,
+            num_levels: levels,
+            branching_factor: 4,
+            segment_len,
+            min_coarse_len: 0,
+            ..HiraAttentionConfig::new()
+                .with_top_k(12)
+                .with_sinks_and_window(3, 9)
+                .with_plan(PlanPolicy::Sparse)
+        };
+        for batches in batchings(200) {
+            let (out, reports) = run(&config, &problem, &batches);
+            let worst_mass = reports
+                .iter()
+                .map(|r| r.dropped_mass_bound())
+                .fold(0.0, f32::max);
+            let worst_error = reports
+                .iter()
+                .map(|r| r.output_error_bound())
+                .fold(0.0, f32::max);
+            for_each_query(SHAPE, 200, |sequence, head, token, at| {
+                let scores = problem.scores(sequence, head, token);
+                let keep = top_k_keep(&scores, 12, 3, 9);
+                let answer = &out[at..at + SHAPE.value_dim];
+                let (expected, dropped) =
+                    problem.attend(sequence, head, token, 0.25, |j, _| keep[j]);
+                let error = distance(answer, &expected);
+                assert!(
+                    error < 1e-4,
+                    "{batches:?}: {sequence} {head} {token}: {error}"
+                );
+                assert!(dropped <= f64::from(worst_mass));
+                let (dense, _) = problem.attend(sequence, head, token, 0.25, |_, _| true);
+                assert!(distance(answer, &dense) <= f64::from(worst_error));
+            });
+        }
+    }
+}
+
+#[test]
+fn each_certificate_holds_for_its_own_query() {
+    let problem = Problem::random(4, SHAPE, 300);
+    let config = HiraAttentionConfig {
+        use_hira_during_prefill: true,
+        ..HiraAttentionConfig::new()
+            .with_top_k(20)
+            .with_sinks_and_window(0, 1)
+            .with_plan(PlanPolicy::Sparse)
+    };
+    let (out, reports) = run(&config, &problem, &[1; 300]);
+    let mut tight = 0;
+    for_each_query(SHAPE, 300, |sequence, head, token, at| {
+        let report = reports[token].heads[sequence * SHAPE.heads + head];
+        let scores = problem.scores(sequence, head, token);
+        let keep = top_k_keep(&scores, 20, 0, 1);
+        let (_, dropped) = problem.attend(sequence, head, token, 0.25, |j, _| keep[j]);
+        let bound = f64::from(report.worst.dropped_mass_bound);
+        assert!(dropped <= bound, "{dropped} > {bound}");
+        tight += usize::from(bound <= 1.2 * dropped + 1e-6);
+        let (dense, _) = problem.attend(sequence, head, token, 0.25, |_, _| true);
+        let error = distance(&out[at..at + SHAPE.value_dim], &dense);
+        assert!(error <= f64::from(report.worst.output_error_bound));
+    });
+    // the bound is close to the truth, not merely above it
+    assert!(tight > 300 * SHAPE.heads, "{tight}");
+}
+
+#[test]
+fn results_do_not_depend_on_kernels_threads_or_segments() {
+    let problem = Problem::random(5, SHAPE, 260);
+    // a dense prefill, then sparse steps of several tokens
+    let batches = [200, 15, 1, 15, 15, 14];
+    let config = HiraAttentionConfig::new()
+        .with_top_k(30)
+        .with_plan(PlanPolicy::Sparse);
+    let (expected, _) = run(&config, &problem, &batches);
+    for kernel in ["scalar", "avx2", "avx512"] {
+        let text =
+            format!("kernel = \"{kernel}\"\ntop_k = 30\nplan = \"sparse\"\nsegment_len = 32");
+        let Ok(config) = HiraAttentionConfig::from_toml(&text) else {
+            println!("skipped: this machine has no {kernel}");
+            continue;
+        };
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            let (out, _) = pool.install(|| run(&config, &problem, &batches));
+            for_each_query(SHAPE, 260, |sequence, head, token, at| {
+                let range = at..at + SHAPE.value_dim;
+                // a dense prefill sums in the order of its kernel
+                if token >= 200 {
+                    assert_eq!(
+                        out[range.clone()],
+                        expected[range],
+                        "{kernel}, {threads} threads: {sequence} {head} {token}"
+                    );
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn errors_leave_the_cache_unchanged() {
+    let problem = Problem::random(6, SHAPE, 10);
+    let config = HiraAttentionConfig::new();
+    let (attention, mut cache) = start(&config, SHAPE, 10);
+    let (q, k, v) = (
+        problem.q.slice(0..8),
+        problem.k.slice(0..8),
+        problem.v.slice(0..8),
+    );
+    let mut out = vec![0.0; SHAPE.sequences * SHAPE.heads * 8 * SHAPE.value_dim];
+    let mut forward = |heads, q: &[f32], k: &[f32], v: &[f32], layer| {
+        let result = attention.forward_into(heads, q, k, v, &mut cache, layer, &mut out);
+        (result, cache.seq_len(0))
+    };
+    let (ok, len) = forward(SHAPE.heads, &q, &k, &v, 0);
+    assert_eq!((ok.is_ok(), len), (true, 8));
+
+    let (full, len) = forward(SHAPE.heads, &q, &k, &v, 0);
+    assert!(matches!(
+        full,
+        Err(AttentionError::Cache(CacheError::Capacity {
+            max_len: 10,
+            stored: 8,
+            requested: 8
+        }))
+    ));
+    assert_eq!(len, 8);
+    let (layer, _) = forward(SHAPE.heads, &q, &k, &v, 1);
+    assert!(matches!(
+        layer,
+        Err(AttentionError::Cache(CacheError::Layer {
+            layers: 1,
+            received: 1
+        }))
+    ));
+    let (heads, _) = forward(5, &q, &k, &v, 0);
+    assert!(matches!(
+        heads,
+        Err(AttentionError::Heads {
+            kv_heads: 2,
+            heads: 5
+        })
+    ));
+    let (length, _) = forward(SHAPE.heads, &q[1..], &k, &v, 0);
+    assert!(matches!(
+        length,
+        Err(AttentionError::Length { what: "q", .. })
+    ));
+
+    let bad = |values: &[f32], at: usize, x: f32| {
+        let mut values = values.to_vec();
+        values[at] = x;
+        values
+    };
+    for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+        for at in [0, 40] {
+            // max_len is reached only after these checks: use a fresh cache
+            let (attention, mut cache) = start(&config, SHAPE, 10);
+            let mut out = out.clone();
+            for (q, k, v) in [
+                (bad(&q, at, x), k.clone(), v.clone()),
+                (q.clone(), bad(&k, at, x), v.clone()),
+                (q.clone(), k.clone(), bad(&v, at, x)),
+            ] {
+                let error = attention
+                    .forward_into(SHAPE.heads, &q, &k, &v, &mut cache, 0, &mut out)
+                    .unwrap_err();
+                let text = format!("{error} {:?}", error);
+                assert!(
+                    text.contains("token") || text.contains("row"),
+                    "the error names the position: {text}"
+                );
+                assert_eq!(cache.seq_len(0), 0);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_shape_agrees_with_the_oracle(
+        seed in any::<u64>(),
+        dim in prop::sample::select(vec![1_usize, 3, 16, 64, 80]),
+        value_dim in prop::sample::select(vec![1_usize, 5, 16, 64]),
+        kv_heads in 1_usize..3,
+        group in prop::sample::select(vec![1_usize, 3, 4, 9]),
+        tokens in 1_usize..120,
+        decode in 0_usize..12,
+        k in 1_usize..40,
+    ) {
+        let shape = Shape { sequences: 1, heads: kv_heads * group, kv_heads, dim, value_dim };
+        let problem = Problem::random(seed, shape, tokens);
+        let decode = decode.min(tokens - 1);
+        let mut batches = vec![tokens - decode];
+        batches.extend(vec![1; decode]);
+        let config = HiraAttentionConfig {
+            use_hira_during_prefill: true,
+            segment_len: 48,
+            scale: Some(0.3),
+            ..HiraAttentionConfig::new()
+                .with_top_k(k)
+                .with_sinks_and_window(1, 2)
+                .with_plan(PlanPolicy::Sparse)
+        };
+        let (out, _) = run(&config, &problem, &batches);
+        for_each_query(shape, tokens, |sequence, head, token, at| {
+            let scores = problem.scores(sequence, head, token);
+            let keep = top_k_keep(&scores, k, 1, 2);
+            // scores that rounding could reorder may be selected either way
+            let sorted = { let mut s = scores.clone(); s.sort_by(|a, b| b.total_cmp(a)); s };
+            if k < sorted.len() && (sorted[k - 1] - sorted[k]).abs() < 1e-4 {
+                return;
+            }
+            let (expected, _) = problem.attend(sequence, head, token, f64::from(0.3_f32), |j, _| keep[j]);
+            let error = distance(&out[at..at + value_dim], &expected);
+            assert!(error < 1e-3, "{sequence} {head} {token}: {error}");
+        });
+    }
+}

@@ -1,0 +1,125 @@
+//! Configurations in three formats: defaults, unknown keys, impossible values.
+
+use std::error::Error;
+
+use hira_attention::{ConfigError, HiraAttentionConfig, PlanPolicy, ThresholdStrategy};
+use hira_memory::MemoryPolicy;
+
+/// The error and everything that caused it, as a program prints it.
+fn chain(error: &ConfigError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[test]
+fn defaults_are_the_documented_ones_in_every_format() {
+    let config = HiraAttentionConfig::new();
+    assert_eq!(config.num_levels, 3);
+    assert_eq!(config.branching_factor, 32);
+    assert_eq!(config.threshold_strategy, ThresholdStrategy::TopK);
+    assert_eq!(config.top_k, 256);
+    assert_eq!(HiraAttentionConfig::from_toml("").unwrap(), config);
+    assert_eq!(HiraAttentionConfig::from_json("{}").unwrap(), config);
+    assert_eq!(HiraAttentionConfig::from_yaml("{}").unwrap(), config);
+}
+
+#[test]
+fn every_format_reads_what_it_wrote() {
+    let config = HiraAttentionConfig {
+        memory_policy: MemoryPolicy::Hybrid { num_fast_levels: 1 },
+        memory_budget: Some(1 << 30),
+        max_candidates: Some(99),
+        plan: PlanPolicy::Sparse,
+        scale: Some(0.25),
+        ..HiraAttentionConfig::new().with_threshold(f32::NEG_INFINITY)
+    };
+    let text = toml::to_string(&config).unwrap();
+    assert_eq!(HiraAttentionConfig::from_toml(&text).unwrap(), config);
+    let text = serde_json::to_string(&config).unwrap();
+    assert_eq!(HiraAttentionConfig::from_json(&text).unwrap(), config);
+    let text = serde_norway::to_string(&config).unwrap();
+    assert_eq!(HiraAttentionConfig::from_yaml(&text).unwrap(), config);
+}
+
+#[test]
+fn infinite_thresholds_can_be_written_in_every_format() {
+    for config in [
+        HiraAttentionConfig::from_toml("threshold_strategy = \"fixed\"\nthreshold = -inf"),
+        HiraAttentionConfig::from_json(r#"{"threshold_strategy":"fixed","threshold":"-inf"}"#),
+        HiraAttentionConfig::from_yaml("threshold_strategy: fixed\nthreshold: -.inf"),
+    ] {
+        assert_eq!(config.unwrap().threshold, Some(f32::NEG_INFINITY));
+    }
+}
+
+#[test]
+fn unknown_keys_are_named() {
+    for error in [
+        HiraAttentionConfig::from_toml("num_level = 3"),
+        HiraAttentionConfig::from_json(r#"{"num_level": 3}"#),
+        HiraAttentionConfig::from_yaml("num_level: 3"),
+    ] {
+        let text = chain(&error.unwrap_err());
+        assert!(text.contains("num_level`"), "{text}");
+    }
+}
+
+#[test]
+fn impossible_values_are_named() {
+    for (key, text) in [
+        ("top_k", "top_k = 0"),
+        ("branching_factor", "branching_factor = 1"),
+        ("num_levels", "num_levels = 9"),
+        ("percentile", "percentile = 0"),
+        ("percentile", "percentile = 101.0"),
+        ("percentile", "percentile = nan"),
+        ("threshold", "threshold = nan"),
+        ("threshold", "threshold = inf"),
+        ("threshold", "threshold_strategy = \"fixed\""),
+        ("threshold_strategy", "threshold_strategy = \"topk\""),
+        ("scale", "scale = -1.0"),
+        ("scale", "scale = inf"),
+        ("segment_len", "segment_len = 100"),
+        ("segment_len", "segment_len = 0"),
+        ("max_candidates", "max_candidates = 0"),
+        ("max_decode_tokens", "max_decode_tokens = 0"),
+        ("update_strategy", "update_strategy = \"never\""),
+        ("memory_policy", "memory_policy = \"gpu\""),
+        (
+            "target_usage",
+            "memory_policy = { adaptive = { target_usage = 2.0 } }",
+        ),
+        ("kernel", "kernel = \"sse2\""),
+        ("plan", "plan = \"fast\""),
+    ] {
+        let text = chain(&HiraAttentionConfig::from_toml(text).unwrap_err());
+        assert!(text.contains(key), "{key}: {text}");
+    }
+}
+
+#[test]
+fn files_are_read_by_their_extension() {
+    let folder = std::env::temp_dir().join(format!("hira-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, text) in [
+        ("a.toml", "top_k = 7"),
+        ("a.json", r#"{"top_k": 7}"#),
+        ("a.yaml", "top_k: 7"),
+        ("a.yml", "top_k: 7"),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(HiraAttentionConfig::from_file(&path).unwrap().top_k, 7);
+    }
+    let missing = HiraAttentionConfig::from_file(folder.join("b.toml")).unwrap_err();
+    assert!(matches!(missing, ConfigError::Io { .. }), "{missing}");
+    let format = HiraAttentionConfig::from_file(folder.join("a.ini")).unwrap_err();
+    assert!(format.to_string().contains("a.ini"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

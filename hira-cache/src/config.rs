@@ -1,0 +1,124 @@
+//! The shape and the limits of a cache.
+
+use hira_index::IndexConfig;
+use hira_kernels::Kernel;
+use hira_memory::{Budget, MemoryPolicy, Tier};
+
+use crate::CacheError;
+
+/// Shape, index and limits of a [`HiraCache`](crate::HiraCache).
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheConfig {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Sequences that are decoded together (`B`).
+    pub sequences: usize,
+    /// Key/value heads of a layer (`Hkv`).
+    pub kv_heads: usize,
+    /// Dimension of a key (`D`).
+    pub head_dim: usize,
+    /// Dimension of a value (`Dv`).
+    pub value_dim: usize,
+    /// Positions of a sequence.
+    pub max_len: usize,
+    /// How keys are indexed; its `dim` is replaced by `head_dim`.
+    pub index: IndexConfig,
+    /// On which tier each part should lie.
+    pub memory_policy: MemoryPolicy,
+    /// A hard limit on the bytes of keys, values and index.
+    pub budget: Budget,
+    /// Tiers that this machine has.
+    pub tiers: Vec<Tier>,
+    /// The kernel that quantises keys.
+    pub kernel: Kernel,
+}
+
+impl CacheConfig {
+    /// A cache of this shape with the default index, no memory budget, and `value_dim = head_dim`.
+    pub fn new(
+        layers: usize,
+        sequences: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        max_len: usize,
+    ) -> Self {
+        Self {
+            layers,
+            sequences,
+            kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            max_len,
+            index: IndexConfig {
+                dim: head_dim,
+                ..IndexConfig::default()
+            },
+            memory_policy: MemoryPolicy::default(),
+            budget: Budget::unlimited(),
+            tiers: vec![Tier::Host],
+            kernel: Kernel::best(),
+        }
+    }
+
+    /// Sets the dimension of a value.
+    #[must_use]
+    pub fn with_value_dim(mut self, value_dim: usize) -> Self {
+        self.value_dim = value_dim;
+        self
+    }
+
+    /// Sets how keys are indexed.
+    #[must_use]
+    pub fn with_index(mut self, index: IndexConfig) -> Self {
+        self.index = index;
+        self
+    }
+
+    /// Sets a hard limit on the bytes of keys, values and index.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Sets on which tier each part should lie.
+    #[must_use]
+    pub fn with_memory_policy(mut self, policy: MemoryPolicy) -> Self {
+        self.memory_policy = policy;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Config`], [`CacheError::Index`] or [`CacheError::Memory`] that name the key.
+    pub fn validate(&self) -> Result<(), CacheError> {
+        for (key, received) in [
+            ("layers", self.layers),
+            ("sequences", self.sequences),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("value_dim", self.value_dim),
+            ("max_len", self.max_len),
+        ] {
+            if received == 0 {
+                return Err(CacheError::Config {
+                    key,
+                    requirement: "must be at least 1",
+                    received,
+                });
+            }
+        }
+        // positions are u32
+        if self.max_len > u32::MAX as usize {
+            return Err(CacheError::Config {
+                key: "max_len",
+                requirement: "must be below 2^32",
+                received: self.max_len,
+            });
+        }
+        self.memory_policy.validate()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! One KV head of one sequence: its index and its values.
+
+use std::ops::Range;
+
+use hira_index::{HierarchicalIndex, IndexError};
+use hira_kernels::MAX_NORM;
+
+use crate::{CacheConfig, ValueStore};
+
+/// Keys and values of a range of positions that are contiguous in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KvRun<'a> {
+    /// Position of the first row.
+    pub start: usize,
+    /// Rows.
+    pub len: usize,
+    /// Keys, row-major `[len, D]`.
+    pub keys: &'a [f32],
+    /// Values, row-major `[len, Dv]`.
+    pub values: &'a [f32],
+}
+
+/// The keys (with their index) and the values of one KV head of one sequence.
+#[derive(Debug, Clone)]
+pub struct HeadCache {
+    index: HierarchicalIndex,
+    values: ValueStore,
+    max_key_norm: f32,
+    max_value_norm: f32,
+    survivor_fraction: Option<f64>,
+}
+
+/// Why the values of one head were refused.
+pub(crate) enum ValueFault {
+    NonFinite { token: usize, column: usize },
+    Magnitude { token: usize },
+}
+
+impl HeadCache {
+    pub(crate) fn new(config: &CacheConfig) -> Result<Self, IndexError> {
+        let mut index = config.index.clone();
+        index.dim = config.head_dim;
+        let values = ValueStore::new(config.value_dim, index.segment_len.max(1));
+        Ok(Self {
+            index: HierarchicalIndex::with_kernel(index, config.kernel)?,
+            values,
+            max_key_norm: 0.0,
+            max_value_norm: 0.0,
+            survivor_fraction: None,
+        })
+    }
+
+    /// Tokens stored.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether no token is stored.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The index over the keys.
+    pub fn index(&self) -> &HierarchicalIndex {
+        &self.index
+    }
+
+    /// The values.
+    pub fn values(&self) -> &ValueStore {
+        &self.values
+    }
+
+    /// An upper bound on the Euclidean norm of every key that was ever stored since the last reset.
+    pub fn max_key_norm(&self) -> f32 {
+        self.max_key_norm
+    }
+
+    /// An upper bound on the Euclidean norm of every value that was ever stored since the last reset.
+    pub fn max_value_norm(&self) -> f32 {
+        self.max_value_norm
+    }
+
+    /// Running mean of survivors per visible key in recent sketch scans, as recorded by the planner.
+    pub fn survivor_fraction(&self) -> Option<f64> {
+        self.survivor_fraction
+    }
+
+    /// Records what the planner measured. It steers the choice between dense and sparse, nothing else.
+    pub fn record_survivor_fraction(&mut self, fraction: Option<f64>) {
+        self.survivor_fraction = fraction;
+    }
+
+    /// Runs of keys and values over `positions`, in order: each is contiguous in both.
+    pub fn runs(&self, positions: Range<usize>) -> impl Iterator<Item = KvRun<'_>> {
+        self.index.segments().flat_map(move |segment| {
+            let first = segment.start().max(positions.start);
+            let end = (segment.start() + segment.len()).min(positions.end);
+            RunsOfSegment {
+                head: self,
+                keys: segment.keys(),
+                segment_start: segment.start(),
+                next: first,
+                end,
+            }
+        })
+    }
+
+    /// Everything that [`HeadCache::append`] would refuse in `values`.
+    pub(crate) fn check_values(&self, values: &[f32]) -> Result<(), ValueFault> {
+        for (token, row) in values.chunks_exact(self.values.dim()).enumerate() {
+            let norm = norm_upper(row);
+            if norm < f64::from(MAX_NORM) {
+                continue;
+            }
+            return match row.iter().position(|element| !element.is_finite()) {
+                Some(column) => Err(ValueFault::NonFinite { token, column }),
+                None => Err(ValueFault::Magnitude { token }),
+            };
+        }
+        Ok(())
+    }
+
+    /// Appends checked rows.
+    pub(crate) fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), IndexError> {
+        self.index.append(keys)?;
+        self.values.append(values);
+        let key_norm = max_norm(keys, self.index.dim());
+        let value_norm = max_norm(values, self.values.dim());
+        self.max_key_norm = self.max_key_norm.max(key_norm);
+        self.max_value_norm = self.max_value_norm.max(value_norm);
+        Ok(())
+    }
+
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.index.truncate(len);
+        self.values.truncate(len);
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.index.clear();
+        self.values.truncate(0);
+        self.max_key_norm = 0.0;
+        self.max_value_norm = 0.0;
+        self.survivor_fraction = None;
+    }
+}
+
+struct RunsOfSegment<'a> {
+    head: &'a HeadCache,
+    keys: &'a [f32],
+    segment_start: usize,
+    next: usize,
+    end: usize,
+}
+
+impl<'a> Iterator for RunsOfSegment<'a> {
+    type Item = KvRun<'a>;
+
+    fn next(&mut self) -> Option<KvRun<'a>> {
+        if self.next >= self.end {
+            return None;
+        }
+        let values = self.head.values.contiguous(self.next..self.end)?;
+        let len = values.len() / self.head.values.dim();
+        let dim = self.head.index.dim();
+        let first = (self.next - self.segment_start) * dim;
+        let run = KvRun {
+            start: self.next,
+            len,
+            keys: self.keys.get(first..first + len * dim)?,
+            values,
+        };
+        self.next += len;
+        Some(run)
+    }
+}
+
+/// The Euclidean norm, rounded upwards; NaN or infinite if an element is.
+///
+/// In f64 the squares are exact (24-bit factors) and cannot overflow; the sum of `n` of them and the root err by less
+/// than `(n + 1) 2^-53` relative, which `1 + 2^-30` covers for any `n` below 2^22.
+fn norm_upper(row: &[f32]) -> f64 {
+    let squares = row.iter().map(|&x| f64::from(x) * f64::from(x));
+    squares.sum::<f64>().sqrt() * (1.0 + f64::powi(2.0, -30))
+}
+
+/// The largest row norm, rounded up to f32.
+fn max_norm(rows: &[f32], dim: usize) -> f32 {
+    let norms = rows.chunks_exact(dim).map(norm_upper);
+    // a cast rounds to nearest: one step up makes it an upper bound
+    (norms.fold(0.0, f64::max) as f32).next_up()
+}

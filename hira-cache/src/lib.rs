@@ -1,0 +1,38 @@
+//! The key/value cache of a decoder: one key index and one value store per layer, sequence and KV head.
+//!
+//! [`HiraCache`] is what a model keeps between steps. A batch of new tokens is appended to a layer *whole or not at
+//! all*: shapes, finiteness, the room that is left and the memory budget are all checked before the first row is stored.
+//! Every appended key is searchable at once.
+//!
+//! ```
+//! use hira_cache::{CacheConfig, HiraCache};
+//!
+//! // 2 layers, 1 sequence, 1 KV head, head dimension 4, room for 100 tokens
+//! let mut cache = HiraCache::new(CacheConfig::new(2, 1, 1, 4, 100))?;
+//! let keys = [1.0, 0.0, 0.0, 0.0, /* second token */ 0.0, 1.0, 0.0, 0.0];
+//! let values = [0.5; 8];
+//! cache.append(0, &keys, &values)?;
+//! assert_eq!(cache.seq_len(0), 2);
+//! assert!(cache.append(0, &[f32::NAN; 4], &[0.0; 4]).is_err());
+//! assert_eq!(cache.seq_len(0), 2);
+//! # Ok::<(), hira_cache::CacheError>(())
+//! ```
+//!
+//! Cloning a cache forks it: sealed segments and full runs of values are shared, not copied.
+
+mod cache;
+mod config;
+mod error;
+mod head;
+mod layer;
+mod values;
+
+#[cfg(feature = "burn")]
+pub mod burn;
+
+pub use cache::{CacheInfo, HiraCache};
+pub use config::CacheConfig;
+pub use error::CacheError;
+pub use head::{HeadCache, KvRun};
+pub use layer::LayerCache;
+pub use values::ValueStore;

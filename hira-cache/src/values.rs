@@ -1,0 +1,167 @@
+//! Value vectors of one head: runs of fixed length, shared between forks once they are full.
+
+use std::{ops::Range, sync::Arc};
+
+/// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
+const RESERVE_ROWS: usize = 512;
+
+/// The values of one head in time order.
+///
+/// # Complexity
+///
+/// Appending a row is O(Dv) amortised; cloning is O(runs), and the first append after a clone copies the last run.
+#[derive(Debug, Clone)]
+pub struct ValueStore {
+    dim: usize,
+    run_len: usize,
+    len: usize,
+    runs: Vec<Arc<Vec<f32>>>,
+}
+
+impl ValueStore {
+    /// An empty store of `dim`-dimensional values in runs of `run_len` rows.
+    pub(crate) fn new(dim: usize, run_len: usize) -> Self {
+        Self {
+            dim,
+            run_len,
+            len: 0,
+            runs: Vec::new(),
+        }
+    }
+
+    /// Rows stored.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no row is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Dimension of a row.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Rows of a full run: run `i` holds positions `i * run_len ..`.
+    pub fn run_len(&self) -> usize {
+        self.run_len
+    }
+
+    /// The rows of run `i`.
+    pub fn run(&self, i: usize) -> Option<&[f32]> {
+        self.runs.get(i).map(|run| run.as_slice())
+    }
+
+    /// The row at `position`.
+    pub fn row(&self, position: usize) -> Option<&[f32]> {
+        let run = self.run(position / self.run_len)?;
+        let first = (position % self.run_len) * self.dim;
+        run.get(first..first + self.dim)
+    }
+
+    /// The longest contiguous slice of rows that starts at `range.start` and stays inside `range`.
+    pub(crate) fn contiguous(&self, range: Range<usize>) -> Option<&[f32]> {
+        let run = self.run(range.start / self.run_len)?;
+        let first = range.start % self.run_len;
+        let rows = (self.run_len - first).min(range.end.checked_sub(range.start)?);
+        run.get(first * self.dim..(first + rows) * self.dim)
+    }
+
+    /// Bytes of the rows, with what is reserved for the next ones.
+    pub fn bytes(&self) -> usize {
+        let capacity = self.runs.iter().map(|run| run.capacity());
+        capacity.sum::<usize>() * size_of::<f32>()
+    }
+
+    /// Appends rows; the caller has checked them.
+    pub(crate) fn append(&mut self, mut rows: &[f32]) {
+        while !rows.is_empty() {
+            if self.len.is_multiple_of(self.run_len) {
+                self.runs.push(Arc::new(Vec::new()));
+            }
+            let room = self.run_len - self.len % self.run_len;
+            let count = (rows.len() / self.dim).min(room);
+            let (now, later) = rows.split_at(count * self.dim);
+            if let Some(run) = self.runs.last_mut().map(Arc::make_mut) {
+                let free = run.capacity() - run.len();
+                if free < now.len() {
+                    let step = RESERVE_ROWS.min(room) * self.dim;
+                    run.reserve_exact(now.len().max(step.max(run.len() / 8).min(room * self.dim)));
+                }
+                run.extend_from_slice(now);
+            }
+            self.len += count;
+            rows = later;
+        }
+    }
+
+    /// Forgets the rows from `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        self.runs.truncate(len.div_ceil(self.run_len));
+        let kept = len % self.run_len;
+        if kept != 0
+            && let Some(run) = self.runs.last_mut()
+        {
+            Arc::make_mut(run).truncate(kept * self.dim);
+        }
+        self.len = len;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(range: Range<usize>) -> Vec<f32> {
+        range.flat_map(|i| [i as f32, -(i as f32)]).collect()
+    }
+
+    #[test]
+    fn rows_are_found_across_runs_after_any_batching() {
+        for batch in [1, 3, 16, 50] {
+            let mut store = ValueStore::new(2, 16);
+            for start in (0..50).step_by(batch) {
+                store.append(&rows(start..(start + batch).min(50)));
+            }
+            assert_eq!(store.len(), 50);
+            for i in 0..50 {
+                assert_eq!(store.row(i), Some(&[i as f32, -(i as f32)][..]));
+            }
+            assert_eq!(store.row(50), None);
+            assert_eq!(store.contiguous(10..40), Some(&rows(10..16)[..]));
+            assert_eq!(store.contiguous(48..50), Some(&rows(48..50)[..]));
+        }
+    }
+
+    #[test]
+    fn truncate_and_append_again() {
+        for cut in [0, 1, 16, 17, 32, 49, 50, 60] {
+            let mut store = ValueStore::new(2, 16);
+            store.append(&rows(0..50));
+            let fork = store.clone();
+            store.truncate(cut);
+            assert_eq!(store.len(), cut.min(50));
+            store.append(&rows(100..110));
+            assert_eq!(store.row(cut.min(50)), Some(&[100.0, -100.0][..]));
+            assert_eq!(fork.len(), 50);
+            assert_eq!(fork.row(49), Some(&[49.0, -49.0][..]));
+        }
+    }
+
+    #[test]
+    fn a_run_wastes_little() {
+        let mut store = ValueStore::new(64, 8192);
+        for _ in 0..8000 {
+            store.append(&[1.0; 64]);
+        }
+        assert!(store.bytes() < 8000 * 64 * 4 * 13 / 10);
+        let mut whole = ValueStore::new(64, 8192);
+        whole.append(&vec![1.0; 8192 * 64]);
+        assert_eq!(whole.bytes(), 8192 * 64 * 4);
+    }
+}

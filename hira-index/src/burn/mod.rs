@@ -1,0 +1,136 @@
+//! The Burn face: how the host engine reads and makes the tensors of a backend.
+//!
+//! [`HiraBackend`] is the one place that names backends. Flex and NdArray lend their own memory, without a copy, whenever
+//! a tensor is contiguous `f32`; every other backend (CUDA and wgpu through CubeCL, or one of your own with an empty
+//! `impl HiraBackend for MyBackend {}`) reads its tensor back through [`TensorData`].
+
+use burn::tensor::{
+    DType, Shape, Tensor, TensorData, TensorPrimitive,
+    backend::{Backend, ExecutionError},
+    ops::FloatTensor,
+    try_read_sync,
+};
+
+#[cfg(feature = "autodiff")]
+mod autodiff;
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "flex")]
+mod flex;
+mod index;
+#[cfg(feature = "ndarray")]
+mod ndarray;
+
+pub use index::TensorError;
+
+/// Why a tensor could not be read on the host.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostAccessError {
+    /// The backend reported a failure while it computed or copied the tensor.
+    #[error("the backend failed to hand over a tensor")]
+    Execution(#[source] ExecutionError),
+    /// The backend can only be read asynchronously (a browser), which the host engine does not support.
+    #[error("the backend cannot be read synchronously")]
+    Asynchronous,
+    /// The tensor does not hold floating-point elements.
+    #[error("expected a floating-point tensor, received {received:?}")]
+    ElementType {
+        /// The element type of the tensor.
+        received: DType,
+    },
+}
+
+/// A Burn backend that Hira can run on: [`Backend`] and the access that the host engine needs.
+///
+/// # Examples
+///
+/// A backend of one's own needs no method:
+///
+/// ```ignore
+/// impl hira_index::burn::HiraBackend for MyBackend {}
+/// ```
+pub trait HiraBackend: Backend {
+    /// Calls `read` with the elements of `tensor` in row-major order, as `f32`.
+    ///
+    /// # Numerics
+    ///
+    /// f16, bf16 and f32 elements arrive exactly; f64 elements are rounded to the nearest `f32`.
+    ///
+    /// # Complexity
+    ///
+    /// No copy for contiguous f32 tensors of Flex and NdArray; otherwise one copy of the tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`HostAccessError`] if the backend cannot hand the tensor over.
+    fn with_host<R>(
+        tensor: FloatTensor<Self>,
+        read: impl FnOnce(&[f32]) -> R,
+    ) -> Result<R, HostAccessError> {
+        with_host_copy::<Self, R>(tensor, read)
+    }
+
+    /// Makes a float tensor of the backend's own element type from row-major elements.
+    ///
+    /// # Panics
+    ///
+    /// If `data` does not hold `shape` elements.
+    fn from_host(data: Vec<f32>, shape: Shape, device: &Self::Device) -> FloatTensor<Self> {
+        Self::float_from_data(
+            TensorData::new(data, shape).convert::<Self::FloatElem>(),
+            device,
+        )
+    }
+}
+
+/// The access that works for every backend: the tensor's data is copied to the host and widened to `f32`.
+fn with_host_copy<B: Backend, R>(
+    tensor: FloatTensor<B>,
+    read: impl FnOnce(&[f32]) -> R,
+) -> Result<R, HostAccessError> {
+    let data = try_read_sync(B::float_into_data(tensor))
+        .ok_or(HostAccessError::Asynchronous)?
+        .map_err(HostAccessError::Execution)?;
+    let received = data.dtype;
+    let data = if received == DType::F32 {
+        data
+    } else if received.is_float() {
+        data.convert::<f32>()
+    } else {
+        return Err(HostAccessError::ElementType { received });
+    };
+    match data.as_slice::<f32>() {
+        Ok(elements) => Ok(read(elements)),
+        Err(_) => Err(HostAccessError::ElementType { received }),
+    }
+}
+
+/// [`HiraBackend::with_host`] on a [`Tensor`] of any rank.
+///
+/// # Errors
+///
+/// As [`HiraBackend::with_host`].
+pub fn with_host<B: HiraBackend, const N: usize, R>(
+    tensor: Tensor<B, N>,
+    read: impl FnOnce(&[f32]) -> R,
+) -> Result<R, HostAccessError> {
+    B::with_host(tensor.into_primitive().tensor(), read)
+}
+
+/// [`HiraBackend::from_host`] as a [`Tensor`].
+///
+/// # Panics
+///
+/// If `data` does not hold `shape` elements.
+pub fn from_host<B: HiraBackend, const N: usize>(
+    data: Vec<f32>,
+    shape: [usize; N],
+    device: &B::Device,
+) -> Tensor<B, N> {
+    Tensor::from_primitive(TensorPrimitive::Float(B::from_host(
+        data,
+        Shape::from(shape),
+        device,
+    )))
+}

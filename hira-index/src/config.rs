@@ -1,0 +1,187 @@
+//! How an index is laid out, and how its clusters are found.
+
+use hira_kernels::{MAX_DIM, TILE};
+use serde::{Deserialize, Serialize};
+
+use crate::IndexError;
+
+/// The shape of an index: one value for its whole life.
+///
+/// # Examples
+///
+/// ```
+/// use hira_index::IndexConfig;
+///
+/// let config = IndexConfig::new(64).with_num_levels(1); // sketch only, no clusters
+/// assert!(config.validate().is_ok());
+///
+/// let error = config.with_segment_len(1000).validate().unwrap_err();
+/// assert_eq!(error.to_string(), "segment_len must be a multiple of 16, from 16 to 2^30");
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IndexConfig {
+    /// Dimension of a key, 1 to 65536. Default: 64.
+    pub dim: usize,
+    /// Levels of a sealed segment; the sketch is the last of them. 0 keeps the exact keys only, 1 adds the sketch, and
+    /// `n` adds `n - 1` coarse levels above the sketch. At most 8. Default: 3.
+    pub num_levels: usize,
+    /// Keys to a cluster of the finest coarse level, and clusters to a cluster above it; 2 to 1024. Default: 32.
+    pub branching_factor: usize,
+    /// Keys in a full segment: the open segment is sealed when it holds as many. A multiple of 16. Default: 8192.
+    pub segment_len: usize,
+    /// Segments that are shorter when they are sealed get no coarse levels; 0 builds them always. Default: 1024.
+    pub min_coarse_len: usize,
+    /// How the clusters of a sealed segment are found. Default: rebuild.
+    pub update: UpdateStrategy,
+    /// The clustering itself.
+    pub kmeans: KMeansConfig,
+}
+
+/// How the clusters of a segment are found when it is sealed.
+///
+/// The choice changes how fast segments are sealed and how tight their clusters are, never the answer to a query.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateStrategy {
+    /// k-means anew for every segment.
+    #[default]
+    Rebuild,
+    /// Every key goes to the nearest centroid of the segment sealed before, level by level, without iterations; balls
+    /// and boxes are computed anew from the members. A cluster of more than twice its size is split by k-means, and a
+    /// segment that would end up with more than twice the clusters that it needs is rebuilt.
+    Incremental,
+}
+
+/// k-means: a k-means++ start on a sample, then Lloyd's iterations.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KMeansConfig {
+    /// Most iterations of a single clustering. Default: 25.
+    pub max_iterations: usize,
+    /// Iterations end when the mean squared distance falls by less than this share. Default: 1e-4.
+    pub tolerance: f32,
+    /// Seed of the sample and of the start. The same seed and keys give the same clusters. Default: 0.
+    pub seed: u64,
+}
+
+impl Default for IndexConfig {
+    fn default() -> Self {
+        Self {
+            dim: 64,
+            num_levels: 3,
+            branching_factor: 32,
+            segment_len: 8192,
+            min_coarse_len: 1024,
+            update: UpdateStrategy::default(),
+            kmeans: KMeansConfig::default(),
+        }
+    }
+}
+
+impl Default for KMeansConfig {
+    fn default() -> Self {
+        Self {
+            max_iterations: 25,
+            tolerance: 1e-4,
+            seed: 0,
+        }
+    }
+}
+
+impl IndexConfig {
+    /// The most levels an index can have.
+    pub const MAX_LEVELS: usize = 8;
+
+    /// The defaults, for keys of dimension `dim`.
+    pub fn new(dim: usize) -> Self {
+        Self {
+            dim,
+            ..Self::default()
+        }
+    }
+
+    /// Sets [`num_levels`](Self::num_levels).
+    pub fn with_num_levels(mut self, num_levels: usize) -> Self {
+        self.num_levels = num_levels;
+        self
+    }
+
+    /// Sets [`branching_factor`](Self::branching_factor).
+    pub fn with_branching_factor(mut self, branching_factor: usize) -> Self {
+        self.branching_factor = branching_factor;
+        self
+    }
+
+    /// Sets [`segment_len`](Self::segment_len).
+    pub fn with_segment_len(mut self, segment_len: usize) -> Self {
+        self.segment_len = segment_len;
+        self
+    }
+
+    /// Sets [`min_coarse_len`](Self::min_coarse_len).
+    pub fn with_min_coarse_len(mut self, min_coarse_len: usize) -> Self {
+        self.min_coarse_len = min_coarse_len;
+        self
+    }
+
+    /// Sets [`update`](Self::update).
+    pub fn with_update(mut self, update: UpdateStrategy) -> Self {
+        self.update = update;
+        self
+    }
+
+    /// Sets [`kmeans`](Self::kmeans).
+    pub fn with_kmeans(mut self, kmeans: KMeansConfig) -> Self {
+        self.kmeans = kmeans;
+        self
+    }
+
+    /// Coarse levels of a sealed segment of `len` keys.
+    pub fn coarse_levels(&self, len: usize) -> usize {
+        if len < self.min_coarse_len.max(1) {
+            0
+        } else {
+            self.num_levels.saturating_sub(1)
+        }
+    }
+
+    /// Says whether an index can have this shape, and if not, which key is wrong and what it has to be.
+    ///
+    /// # Errors
+    ///
+    /// [`IndexError::ZeroDimension`] or [`IndexError::Config`].
+    pub fn validate(&self) -> Result<(), IndexError> {
+        if self.dim == 0 {
+            return Err(IndexError::ZeroDimension);
+        }
+        let requirements = [
+            (self.dim <= MAX_DIM, "dim", "at most 65536"),
+            (
+                self.num_levels <= Self::MAX_LEVELS,
+                "num_levels",
+                "at most 8",
+            ),
+            (
+                (2..=1024).contains(&self.branching_factor),
+                "branching_factor",
+                "from 2 to 1024",
+            ),
+            (
+                self.segment_len.is_multiple_of(TILE)
+                    && (TILE..=1 << 30).contains(&self.segment_len),
+                "segment_len",
+                "a multiple of 16, from 16 to 2^30",
+            ),
+            (
+                self.kmeans.tolerance >= 0.0 && self.kmeans.tolerance.is_finite(),
+                "kmeans.tolerance",
+                "finite and not negative",
+            ),
+        ];
+        match requirements.iter().find(|(holds, ..)| !holds) {
+            Some(&(_, key, requirement)) => Err(IndexError::Config { key, requirement }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What an index refuses, and what its validation can find.
+
+use thiserror::Error;
+
+/// Why an index could not be made, or why keys were not stored.
+#[derive(Error, Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// A dimension of zero.
+    #[error("dim must be at least 1")]
+    ZeroDimension,
+    /// A number of values that is no whole number of rows.
+    #[error("expected whole rows of dimension {expected}, received {received} values")]
+    Dimension {
+        /// The dimension of the index.
+        expected: usize,
+        /// How many values came.
+        received: usize,
+    },
+    /// A NaN or an infinity.
+    #[error("the value in row {row}, column {column} is not finite")]
+    NonFinite {
+        /// Row within the batch.
+        row: usize,
+        /// Column within the row.
+        column: usize,
+    },
+    /// A row whose Euclidean norm is not below `2^63`.
+    #[error("the norm of row {row} is not below 2^63")]
+    Magnitude {
+        /// Row within the batch.
+        row: usize,
+    },
+    /// More keys than a position can name.
+    #[error("an index holds at most {limit} keys")]
+    Full {
+        /// The most keys an index can hold.
+        limit: usize,
+    },
+    /// A configuration value out of its range.
+    #[error("{key} must be {requirement}")]
+    Config {
+        /// The key of the configuration.
+        key: &'static str,
+        /// What its value has to be.
+        requirement: &'static str,
+    },
+    /// An invariant that does not hold; only [`validate`](crate::HierarchicalIndex::validate) looks for it.
+    #[error("segment {segment} is broken: {what}")]
+    Invariant {
+        /// The segment, counted from the start of the index.
+        segment: usize,
+        /// What should be true of it.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,342 @@
+//! One coarse level of a segment: clusters, and how high a key in one of them can score.
+
+use std::fmt;
+use std::ops::Range;
+
+use hira_kernels::{Kernel, TILE};
+
+use crate::memory;
+use crate::rows::{self, round_up};
+
+/// Clusters of one level of a sealed segment, each with a ball and a box around its keys.
+///
+/// # Examples
+///
+/// ```
+/// use hira_index::{HierarchicalIndex, IndexConfig};
+///
+/// let config = IndexConfig::new(2).with_num_levels(2).with_branching_factor(2).with_min_coarse_len(0);
+/// let mut index = HierarchicalIndex::new(config)?;
+/// index.append(&[1.0, 0.0, -5.0, 0.0, 1.5, 0.5, -4.0, 0.0])?;
+/// index.seal();
+/// let level = index.level(0, 0).expect("a sealed segment of two levels has one coarse level");
+/// assert_eq!(level.len(), 2);
+/// let query = [1.0, 1.0];
+/// let norm = 1.4143; // not below the norm of the query
+/// let mut bounds: Vec<f32> = (0..2).map(|i| level.upper_bound(index.kernel(), i, &query, norm)).collect();
+/// bounds.sort_by(f32::total_cmp);
+/// assert!(bounds[0] >= -4.0 && bounds[0] < 0.0, "no key of that cluster scores above 0");
+/// assert!(bounds[1] >= 2.0);
+/// # Ok::<(), hira_index::IndexError>(())
+/// ```
+#[derive(Clone)]
+pub struct Level {
+    dim: usize,
+    centroids: Vec<f32>,
+    lo: Vec<f32>,
+    hi: Vec<f32>,
+    scalars: Vec<Scalars>,
+    /// Where the children of each cluster end; those of the first start at 0.
+    ends: Vec<u32>,
+}
+
+/// What a bound needs of one cluster besides its vectors; every value is rounded up.
+#[derive(Clone, Copy)]
+struct Scalars {
+    /// Largest distance of a member from the centroid.
+    radius: f32,
+    /// Norm of the centroid.
+    centroid_norm: f32,
+    /// Norm of `max(|lo|, |hi|)`, the farthest corner of the box that is symmetric about the origin: no member, and
+    /// no vector of products with a query of norm 1, is longer.
+    box_norm: f32,
+}
+
+impl Level {
+    /// Number of clusters.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are no clusters. A level of a segment has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Mean of the members of cluster `i`, rounded.
+    ///
+    /// # Panics
+    ///
+    /// If `i` is not below [`len`](Self::len); so does every other method that takes a cluster.
+    pub fn centroid(&self, i: usize) -> &[f32] {
+        &self.centroids[i * self.dim..][..self.dim]
+    }
+
+    /// A distance from the centroid that no member of cluster `i` exceeds.
+    pub fn radius(&self, i: usize) -> f32 {
+        self.scalars[i].radius
+    }
+
+    /// Smallest value of the members of cluster `i` in each column. Exact.
+    pub fn lo(&self, i: usize) -> &[f32] {
+        &self.lo[i * self.dim..][..self.dim]
+    }
+
+    /// Largest value of the members of cluster `i` in each column. Exact.
+    pub fn hi(&self, i: usize) -> &[f32] {
+        &self.hi[i * self.dim..][..self.dim]
+    }
+
+    /// The clusters of the next level that cluster `i` consists of; for the last coarse level, its slots.
+    pub fn children(&self, i: usize) -> Range<u32> {
+        let start = if i == 0 { 0 } else { self.ends[i - 1] };
+        start..self.ends[i]
+    }
+
+    /// A score that no member of cluster `i` exceeds for the query `q`: the smaller of a ball's and a box's bound.
+    ///
+    /// `qnorm` must not be below the norm of `q`, and `q` must be a query that may be searched for: finite, with a norm
+    /// below `2^63`.
+    ///
+    /// # Units
+    ///
+    /// Score, as [`Kernel::score`] computes it: the bound is not below the canonical score of any member, bit for bit.
+    ///
+    /// # Numerics
+    ///
+    /// The ball bounds with `q . c + ||q|| r`, the box with `sum max(q_i lo_i, q_i hi_i)`, and both are raised by what
+    /// rounding can do to them and to a member's score: about `(D/16 + 5) 2^-24 ||q|| (2 ||c|| + r)` for the ball.
+    /// Where a partial sum of the box could overflow, the ball alone is used.
+    ///
+    /// # Complexity
+    ///
+    /// O(dim), three rows read.
+    ///
+    /// # Panics
+    ///
+    /// If `q` has another dimension than the keys.
+    pub fn upper_bound(&self, kernel: Kernel, i: usize, q: &[f32], qnorm: f32) -> f32 {
+        // The proof. u = 2^-24, n = ceil(D/16) + 5, gamma = n u / (1 - n u), A = 16 ceil(D/16) 2^-149.
+        //
+        // Canonical score of a member k. A product passes through at most ceil(D/16) fused operations of its lane and 4
+        // additions of the tree, each with a relative rounding error of at most u. A fused operation whose result is
+        // subnormal has an absolute error of at most 2^-150 instead (additions have none there), there are
+        // 16 ceil(D/16) of them, and later roundings less than double what they leave. With Cauchy-Schwarz:
+        //   (1)  |canonical(q, k) - q.k| <= gamma sum |q_i k_i| + A <= gamma ||q|| ||k|| + A.
+        //
+        // Ball. q.k = q.c + q.(k - c) <= q.c + ||q|| r and ||k|| <= ||c|| + r. With (1) for k, and for c, whose
+        // canonical score is what is computed:
+        //   canonical(q, k) <= canonical(q, c) + ||q|| r + gamma ||q|| (2 ||c|| + r) + 2 A.
+        //
+        // Box. t_i = max(q_i lo_i, q_i hi_i) >= q_i k_i. Rounding is monotonic, so the larger rounded product is t_i
+        // rounded: one rounding, then at most ceil(D/16) additions in its lane and 4 in the tree, at most n in all;
+        // only products can underflow. |t_i| <= |q_i| m_i and |k_i| <= m_i with m = max(|lo|, |hi|), so
+        // sum |t_i| <= ||q|| ||m||:
+        //   canonical(q, k) <= sum t_i + gamma ||q|| ||m|| + A <= computed sum + 2 gamma ||q|| ||m|| + 2 A.
+        //
+        // Both right sides are evaluated in f64, where a product of two f32 is exact, with `growth` = 1.01 n u in place
+        // of gamma. For D <= 2^16, n u < 2^-11 and growth exceeds gamma by more than 0.9 % of n u, that is 2^-29: far
+        // more than the five roundings of 2^-53 that the sum has in f64, relative to ||q|| (||c|| + r) or ||q|| ||m||
+        // and to A (which counts double what underflow can do). The last rounding, to f32, is upwards.
+        let scalars = &self.scalars[i];
+        let (qnorm, radius) = (f64::from(qnorm), f64::from(scalars.radius));
+        let blocks = q.len().div_ceil(TILE);
+        let growth = 1.01 * (blocks + 5) as f64 / (1u64 << 24) as f64;
+        let underflow = 2.0 * (TILE * blocks) as f64 * f64::from(f32::from_bits(1));
+
+        let centre = f64::from(kernel.score(q, self.centroid(i)));
+        let reach = 2.0 * f64::from(scalars.centroid_norm) + radius;
+        let ball = round_up(centre + qnorm * radius + growth * qnorm * reach + underflow);
+
+        // Below this no partial sum of the box exceeds 2^127: each is at most sum |t_i| (1 + gamma) + A.
+        let corner = qnorm * f64::from(scalars.box_norm);
+        if corner >= (1u128 << 126) as f64 {
+            return ball;
+        }
+        let sum = f64::from(box_sum(q, self.lo(i), self.hi(i)));
+        ball.min(round_up(sum + 2.0 * growth * corner + underflow))
+    }
+
+    /// The clusters that end at the slots `ends`, of keys in `order`; `below` are the ends of the next level.
+    pub(crate) fn new(
+        keys: &[f32],
+        dim: usize,
+        order: &[u32],
+        ends: &[u32],
+        below: Option<&Vec<u32>>,
+    ) -> Self {
+        let mut level = Self {
+            dim,
+            centroids: Vec::with_capacity(ends.len() * dim),
+            lo: Vec::with_capacity(ends.len() * dim),
+            hi: Vec::with_capacity(ends.len() * dim),
+            scalars: Vec::with_capacity(ends.len()),
+            // A cluster of the next level ends where this one does, because clusters nest.
+            ends: match below {
+                None => ends.to_vec(),
+                Some(below) => ends
+                    .iter()
+                    .map(|end| below.partition_point(|e| e <= end) as u32)
+                    .collect(),
+            },
+        };
+        let mut start = 0;
+        for &end in ends {
+            let members = &order[start..end as usize];
+            level.push(
+                members
+                    .iter()
+                    .map(|&position| &keys[position as usize * dim..][..dim]),
+            );
+            start = end as usize;
+        }
+        level
+    }
+
+    fn push<'a>(&mut self, members: impl Iterator<Item = &'a [f32]> + Clone) {
+        let centroid = rows::mean(members.clone(), self.dim);
+        let mut lo = vec![f32::INFINITY; self.dim];
+        let mut hi = vec![f32::NEG_INFINITY; self.dim];
+        let mut radius = 0.0f64;
+        for key in members {
+            for ((lo, hi), &x) in lo.iter_mut().zip(&mut hi).zip(key) {
+                *lo = lo.min(x);
+                *hi = hi.max(x);
+            }
+            let differences = key
+                .iter()
+                .zip(&centroid)
+                .map(|(&x, &c)| f64::from(x) - f64::from(c));
+            radius = radius.max(rows::norm_up(differences));
+        }
+        let corner = lo
+            .iter()
+            .zip(&hi)
+            .map(|(lo, hi)| f64::from(lo.abs().max(hi.abs())));
+        self.scalars.push(Scalars {
+            radius: round_up(radius),
+            centroid_norm: round_up(rows::norm_up(centroid.iter().map(|&c| f64::from(c)))),
+            box_norm: round_up(rows::norm_up(corner)),
+        });
+        self.centroids.extend(centroid);
+        self.lo.extend(lo);
+        self.hi.extend(hi);
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        memory::bytes(&self.centroids)
+            + memory::bytes(&self.lo)
+            + memory::bytes(&self.hi)
+            + memory::bytes(&self.scalars)
+            + memory::bytes(&self.ends)
+    }
+}
+
+/// `sum max(q_i lo_i, q_i hi_i)` in sixteen lanes and a tree. Without fused operations, which the portable build of
+/// this crate would have to call a function for.
+fn box_sum(q: &[f32], lo: &[f32], hi: &[f32]) -> f32 {
+    fn larger(q: f32, lo: f32, hi: f32) -> f32 {
+        let (low, high) = (q * lo, q * hi);
+        if low > high { low } else { high }
+    }
+    let mut lanes = [0.0f32; TILE];
+    let (q_blocks, q_rest) = q.as_chunks::<TILE>();
+    let (lo_blocks, lo_rest) = lo.as_chunks::<TILE>();
+    let (hi_blocks, hi_rest) = hi.as_chunks::<TILE>();
+    for ((q, lo), hi) in q_blocks.iter().zip(lo_blocks).zip(hi_blocks) {
+        for l in 0..TILE {
+            lanes[l] += larger(q[l], lo[l], hi[l]);
+        }
+    }
+    for (l, ((&q, &lo), &hi)) in q_rest.iter().zip(lo_rest).zip(hi_rest).enumerate() {
+        lanes[l] += larger(q, lo, hi);
+    }
+    let mut half = TILE / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Level")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_cluster(keys: &[f32], dim: usize) -> Level {
+        let len = (keys.len() / dim) as u32;
+        Level::new(keys, dim, &(0..len).collect::<Vec<_>>(), &[len], None)
+    }
+
+    #[test]
+    fn balls_and_boxes_are_tight() {
+        let level = one_cluster(&[0.0, 0.0, 4.0, 0.0, 2.0, 3.0], 2);
+        assert_eq!(level.centroid(0), [2.0, 1.0]);
+        assert_eq!(level.lo(0), [0.0, 0.0]);
+        assert_eq!(level.hi(0), [4.0, 3.0]);
+        assert!(level.radius(0) >= 5.0f32.sqrt() && level.radius(0) < 2.236_069);
+        assert_eq!(level.children(0), 0..3);
+    }
+
+    #[test]
+    fn a_single_key_is_bounded_by_little_more_than_its_score() {
+        let key: Vec<f32> = (0..70).map(|i| (i as f32).sin()).collect();
+        let query: Vec<f32> = (0..70).map(|i| (i as f32).cos()).collect();
+        let level = one_cluster(&key, 70);
+        assert_eq!(level.radius(0), 0.0);
+        let score = Kernel::best().score(&query, &key);
+        let bound = level.upper_bound(Kernel::best(), 0, &query, 6.0);
+        assert!(bound >= score && bound - score < 1e-4, "{score} {bound}");
+    }
+
+    #[test]
+    fn extremes_stay_above_the_score() {
+        let limit = 9.2e18f32;
+        let rows: [[f32; 2]; 6] = [
+            [limit, 1.0],
+            [-limit, 0.0],
+            [0.0, -limit],
+            [1e-45, -1e-45],
+            [-0.0, 0.0],
+            [1e-30, 1e15],
+        ];
+        for a in rows {
+            for b in rows {
+                let level = one_cluster(&[a, b].concat(), 2);
+                for q in rows {
+                    let norm = round_up(rows::norm_up(q.iter().map(|&x| f64::from(x))));
+                    for kernel in Kernel::available() {
+                        let bound = level.upper_bound(kernel, 0, &q, norm);
+                        for key in [a, b] {
+                            assert!(bound >= kernel.score(&q, &key), "{a:?} {b:?} {q:?} {bound}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_box_that_could_overflow_is_not_used() {
+        // In 64 dimensions the corner of this box is 8 * 2^62: sums along it reach 2^128.
+        let dim = 64;
+        let limit = 2.0f32.powi(62);
+        let keys: Vec<f32> = (0..dim * dim)
+            .map(|i| if i % (dim + 1) == 0 { limit } else { 0.0 })
+            .collect();
+        let level = one_cluster(&keys, dim);
+        let query = vec![2.0f32.powi(59); dim];
+        let bound = level.upper_bound(Kernel::best(), 0, &query, 2.0f32.powi(62));
+        assert!(bound.is_finite() && bound >= Kernel::best().score(&query, &keys[..dim]));
+    }
+}

@@ -1,0 +1,42 @@
+//! How many bytes an index holds, and where.
+
+use std::fmt;
+
+/// Bytes that an index has allocated, by part. Memory that is shared with a fork counts in each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IndexMemory {
+    /// The exact keys.
+    pub keys: usize,
+    /// The sketch: codes and parameters of the tiles, their norms, the segment centres, and the order of the slots.
+    pub sketch: usize,
+    /// The coarse levels, level 0 (the coarsest) first.
+    pub levels: Vec<usize>,
+}
+
+impl IndexMemory {
+    /// Bytes of all parts.
+    pub fn total(&self) -> usize {
+        self.keys + self.sketch + self.levels.iter().sum::<usize>()
+    }
+}
+
+impl fmt::Display for IndexMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} bytes: keys {}, sketch {}",
+            self.total(),
+            self.keys,
+            self.sketch
+        )?;
+        for (i, bytes) in self.levels.iter().enumerate() {
+            write!(f, ", level {i} {bytes}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that a vector has allocated.
+pub(crate) fn bytes<T>(values: &Vec<T>) -> usize {
+    values.capacity() * size_of::<T>()
+}

@@ -1,0 +1,167 @@
+//! Rows of keys: what may be stored, and their mean.
+
+use hira_kernels::TILE;
+
+use crate::IndexError;
+
+/// `2^126`, the square of the norm that no row may reach.
+const MAX_SQUARE: f64 = (1u128 << 126) as f64;
+
+/// How many rows of `dim` values `keys` holds, if all of them may be stored.
+pub(crate) fn check(keys: &[f32], dim: usize) -> Result<usize, IndexError> {
+    if !keys.len().is_multiple_of(dim) {
+        return Err(IndexError::Dimension {
+            expected: dim,
+            received: keys.len(),
+        });
+    }
+    match keys
+        .chunks_exact(dim)
+        .enumerate()
+        .find(|(_, key)| !clearly_fine(key))
+    {
+        None => Ok(keys.len() / dim),
+        // From the first doubtful row on, the answer is worked out exactly.
+        Some((first, _)) => {
+            for (row, key) in keys.chunks_exact(dim).enumerate().skip(first) {
+                check_row(key, row)?;
+            }
+            Ok(keys.len() / dim)
+        }
+    }
+}
+
+/// True for rows that are finite and well within the limit; a single pass in `f32`.
+///
+/// The sum has a relative error below `2^-7` (at most `2^12` roundings a lane and a tree, at `dim <= 2^16`), so a
+/// result below `2^125` proves a square below `2^126`. A NaN or an infinity makes the sum NaN or infinite. Squares that
+/// underflow lose less than `2^-126` each.
+fn clearly_fine(key: &[f32]) -> bool {
+    let mut lanes = [0.0f32; TILE];
+    let blocks = key.chunks_exact(TILE);
+    let rest: f32 = blocks.remainder().iter().map(|x| x * x).sum();
+    for block in blocks {
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane += x * x;
+        }
+    }
+    lanes.iter().sum::<f32>() + rest < (1u128 << 125) as f32
+}
+
+fn check_row(key: &[f32], row: usize) -> Result<(), IndexError> {
+    if let Some(column) = key.iter().position(|x| !x.is_finite()) {
+        return Err(IndexError::NonFinite { row, column });
+    }
+    let square: f64 = key.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    if square >= MAX_SQUARE {
+        Err(IndexError::Magnitude { row })
+    } else {
+        Ok(())
+    }
+}
+
+/// Mean of the rows that `rows` names (zeros if it names none), accumulated in `f64`.
+pub(crate) fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>, dim: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; dim];
+    let mut count = 0u64;
+    for row in rows {
+        count += 1;
+        for (sum, &x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(x);
+        }
+    }
+    let count = count.max(1) as f64;
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+}
+
+/// Outward factor for a norm that was computed in `f64`.
+///
+/// A sum of `n` squares of differences, in any order, and its square root. Each difference has one rounding
+/// (`2^-53` relative, twice in its square), each square one, the sum at most `n - 1` on top of every term (no term is
+/// negative, so nothing cancels), the root and this product one each: `(n + 4) * 2^-53 * 1.01 < 2^-36` for `n <= 2^16`.
+/// Differences of `f32` values are multiples of `2^-149`, so no square underflows; below `2^65`, none overflows.
+const OUTWARD: f64 = 1.0 + 1.0 / (1u64 << 36) as f64;
+
+/// A value that is not below the Euclidean norm of `values`.
+pub(crate) fn norm_up(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|x| x * x).sum::<f64>().sqrt() * OUTWARD
+}
+
+/// The smallest `f32` that is not below `value`.
+pub(crate) fn round_up(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) < value {
+        near.next_up()
+    } else {
+        near
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted() {
+        assert_eq!(check(&[], 3), Ok(0));
+        assert_eq!(check(&[1.0; 6], 3), Ok(2));
+        assert_eq!(
+            check(&[1.0; 7], 3),
+            Err(IndexError::Dimension {
+                expected: 3,
+                received: 7
+            })
+        );
+    }
+
+    #[test]
+    fn the_first_bad_value_is_named() {
+        for dim in [1, 3, 16, 17, 33] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut keys = vec![1.0; dim * 4];
+                keys[dim * 3] = bad;
+                keys[dim * 2 + dim - 1] = bad;
+                assert_eq!(
+                    check(&keys, dim),
+                    Err(IndexError::NonFinite {
+                        row: 2,
+                        column: dim - 1
+                    })
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_norm_is_limited_exactly() {
+        let limit = 2.0f32.powi(63);
+        assert_eq!(
+            check(&[0.0, limit], 1),
+            Err(IndexError::Magnitude { row: 1 })
+        );
+        assert_eq!(check(&[0.0, limit.next_down()], 1), Ok(2));
+        // 4 * (2^62)^2 = (2^63)^2
+        assert_eq!(
+            check(&[limit / 2.0; 4], 4),
+            Err(IndexError::Magnitude { row: 0 })
+        );
+        let mut below = [limit / 2.0; 4];
+        below[3] = below[3].next_down();
+        assert_eq!(check(&below, 4), Ok(1));
+        // A large row before a bad one does not hide it.
+        assert_eq!(
+            check(&[limit.next_down(), f32::NAN], 1),
+            Err(IndexError::NonFinite { row: 1, column: 0 })
+        );
+    }
+
+    #[test]
+    fn means_and_norms() {
+        let keys = [1.0, 2.0, 3.0, 6.0];
+        assert_eq!(mean(keys.chunks(2), 2), [2.0, 4.0]);
+        assert_eq!(mean(std::iter::empty(), 2), [0.0, 0.0]);
+        assert!(norm_up([3.0, 4.0].into_iter()) >= 5.0);
+        assert_eq!(round_up(norm_up([3.0, 4.0].into_iter())), 5.0f32.next_up());
+        assert_eq!(round_up(norm_up([0.0].into_iter())), 0.0);
+    }
+}

@@ -1,0 +1,281 @@
+//! A run of consecutive keys with everything that is known about them.
+
+use std::fmt;
+
+use hira_kernels::{Kernel, SketchView, TILE};
+
+use crate::level::Level;
+use crate::sketch::{Sketch, reserve};
+use crate::tree::Tree;
+use crate::{IndexConfig, memory, rows};
+
+/// Consecutive keys of an index: exact rows, their sketch and, once sealed, their coarse levels.
+///
+/// The exact keys are always in the order in which they were appended. The sketch is in *slot* order: the same until
+/// the segment is sealed with coarse levels, and then such that every cluster is a run of slots; [`order`](Self::order)
+/// leads from a slot back to the key.
+///
+/// # Examples
+///
+/// ```
+/// use hira_index::{HierarchicalIndex, IndexConfig};
+///
+/// let mut index = HierarchicalIndex::new(IndexConfig::new(1).with_branching_factor(2).with_min_coarse_len(0))?;
+/// index.append(&[0.0, 9.0, 1.0, 8.0])?;
+/// index.seal();
+/// let segment = index.segments().next().expect("four keys are stored");
+/// assert!(segment.is_sealed());
+/// assert_eq!(segment.keys(), [0.0, 9.0, 1.0, 8.0]);
+/// // Two clusters of two keys, near to each other: slots 0 and 1, slots 2 and 3.
+/// let first = [segment.position_of_slot(0), segment.position_of_slot(1)];
+/// assert!(first == [0, 2] || first == [1, 3]);
+/// # Ok::<(), hira_index::IndexError>(())
+/// ```
+#[derive(Clone)]
+pub struct Segment {
+    start: usize,
+    dim: usize,
+    keys: Vec<f32>,
+    centre: Vec<f32>,
+    sketch: Option<Sketch>,
+    order: Option<Vec<u32>>,
+    levels: Vec<Level>,
+    sealed: bool,
+}
+
+impl Segment {
+    /// Position in the index of the segment's first key.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.keys.len() / self.dim
+    }
+
+    /// Whether the segment holds no key. Segments that an index shows hold at least one.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The exact keys, `len() * dim` values, in the order in which they were appended.
+    pub fn keys(&self) -> &[f32] {
+        &self.keys
+    }
+
+    /// The quantised keys in slot order; `None` in an index of no levels.
+    pub fn sketch(&self) -> Option<SketchView<'_>> {
+        self.sketch.as_ref().map(Sketch::view)
+    }
+
+    /// The point about which the sketch is quantised. Once the segment is sealed this is the mean of its keys.
+    pub fn centre(&self) -> &[f32] {
+        &self.centre
+    }
+
+    /// Position within the segment of the key in `slot` of the sketch.
+    ///
+    /// # Panics
+    ///
+    /// If the segment has an order and `slot` is not below [`len`](Self::len).
+    pub fn position_of_slot(&self, slot: u32) -> u32 {
+        self.order
+            .as_ref()
+            .map_or(slot, |order| order[slot as usize])
+    }
+
+    /// Position within the segment of every slot; `None` if slots are positions.
+    ///
+    /// Within a cluster of the finest coarse level the positions ascend.
+    pub fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
+    }
+
+    /// The coarse levels, the coarsest first; empty if there are none.
+    pub fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    /// Whether the segment takes no further keys.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// An open segment without keys. Its sketch is about `centre`, unless a first batch says better.
+    pub(crate) fn open(start: usize, config: &IndexConfig, centre: Vec<f32>) -> Self {
+        Self {
+            start,
+            dim: config.dim,
+            keys: Vec::new(),
+            centre,
+            sketch: (config.num_levels > 0).then(|| Sketch::new(config.dim)),
+            order: None,
+            levels: Vec::new(),
+            sealed: false,
+        }
+    }
+
+    /// Appends checked rows and sketches them. The segment stays open and will hold at most `limit` keys.
+    pub(crate) fn append(&mut self, kernel: Kernel, keys: &[f32], limit: usize) {
+        if self.is_empty() && keys.len() / self.dim >= TILE {
+            self.centre = rows::mean(keys.chunks_exact(self.dim), self.dim);
+        }
+        if let Some(sketch) = &mut self.sketch {
+            sketch.append(kernel, keys, &self.centre, limit);
+        }
+        self.append_keys(keys, limit);
+    }
+
+    /// Appends the last rows that the segment will hold; only [`seal`](Self::seal) may follow, which sketches them.
+    pub(crate) fn append_last(&mut self, keys: &[f32]) {
+        self.append_keys(keys, self.len() + keys.len() / self.dim);
+    }
+
+    fn append_keys(&mut self, keys: &[f32], limit: usize) {
+        let len = self.keys.len() + keys.len();
+        reserve(&mut self.keys, len, TILE * self.dim, limit * self.dim);
+        self.keys.extend_from_slice(keys);
+    }
+
+    /// Closes the segment: clusters its keys, orders the slots by cluster and sketches them about their mean.
+    ///
+    /// `previous` is the segment sealed before, whose clusters the incremental update starts from.
+    pub(crate) fn seal(
+        &mut self,
+        kernel: Kernel,
+        config: &IndexConfig,
+        previous: Option<&Segment>,
+    ) {
+        self.keys.shrink_to_fit();
+        self.centre = rows::mean(self.keys.chunks_exact(self.dim), self.dim);
+        if config.coarse_levels(self.len()) > 0 {
+            let previous = previous.map_or(&[][..], Segment::levels);
+            let tree = Tree::build(kernel, &self.keys, config, previous);
+            self.levels = tree.levels(&self.keys, self.dim);
+            self.order = Some(tree.into_order());
+        }
+        if let Some(sketch) = &mut self.sketch {
+            *sketch = sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref());
+        }
+        self.sealed = true;
+    }
+
+    /// Keeps the first `len` keys of an open segment.
+    pub(crate) fn truncate(&mut self, kernel: Kernel, len: usize) {
+        self.keys.truncate(len * self.dim);
+        if let Some(sketch) = &mut self.sketch {
+            // The last tile is written again: its norm and its unused slots must not remember dropped keys.
+            let kept = sketch.truncate_to_tile(len);
+            sketch.append(kernel, &self.keys[kept * self.dim..], &self.centre, len);
+        }
+    }
+
+    /// What the sketch has to be, made anew from the keys.
+    pub(crate) fn sketch_again(&self, kernel: Kernel) -> Sketch {
+        sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref())
+    }
+
+    pub(crate) fn key_bytes(&self) -> usize {
+        memory::bytes(&self.keys)
+    }
+
+    pub(crate) fn sketch_bytes(&self) -> usize {
+        self.sketch.as_ref().map_or(0, Sketch::bytes)
+            + self.order.as_ref().map_or(0, memory::bytes)
+            + memory::bytes(&self.centre)
+    }
+}
+
+/// Sketches `keys` in the order given (their own if `None`), a tile at a time.
+fn sketch_in_order(kernel: Kernel, keys: &[f32], centre: &[f32], order: Option<&[u32]>) -> Sketch {
+    let dim = centre.len();
+    let len = keys.len() / dim;
+    let mut sketch = Sketch::new(dim);
+    match order {
+        None => sketch.append(kernel, keys, centre, len),
+        Some(order) => {
+            sketch.reserve(len);
+            let mut tile = Vec::with_capacity(TILE * dim);
+            for slots in order.chunks(TILE) {
+                tile.clear();
+                for &position in slots {
+                    tile.extend_from_slice(&keys[position as usize * dim..][..dim]);
+                }
+                sketch.append(kernel, &tile, centre, len);
+            }
+        }
+    }
+    sketch
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment")
+            .field("start", &self.start)
+            .field("len", &self.len())
+            .field("sealed", &self.sealed)
+            .field("levels", &self.levels)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed() -> (Segment, IndexConfig) {
+        let config = IndexConfig::new(3)
+            .with_branching_factor(4)
+            .with_min_coarse_len(0);
+        let keys: Vec<f32> = (0..40 * 3).map(|i| (i as f32 * 0.77).sin()).collect();
+        let mut segment = Segment::open(0, &config, vec![0.0; 3]);
+        segment.append(Kernel::best(), &keys, config.segment_len);
+        segment.seal(Kernel::best(), &config, None);
+        (segment, config)
+    }
+
+    /// What validation says of a segment after `damage`.
+    fn found(damage: impl FnOnce(&mut Segment)) -> Result<(), &'static str> {
+        let (mut segment, config) = sealed();
+        damage(&mut segment);
+        segment.validate(Kernel::best(), &config)
+    }
+
+    #[test]
+    fn validation_finds_damage() {
+        assert_eq!(found(|_| ()), Ok(()));
+        assert_eq!(
+            found(|segment| segment.order = Some(vec![0; 40])),
+            Err("slots are a permutation of positions")
+        );
+        assert_eq!(
+            found(|segment| segment.keys[7] += 1.0),
+            Err("the sketch is what its keys give")
+        );
+        assert_eq!(
+            found(|segment| segment.sketch = None),
+            Err("it has a sketch unless there are no levels")
+        );
+        assert_eq!(
+            found(|segment| segment.sealed = false),
+            Err("an open segment has no coarse levels")
+        );
+        assert!(found(|segment| drop(segment.levels.remove(0))).is_err());
+        assert!(found(|segment| segment.levels.swap(0, 1)).is_err());
+    }
+
+    #[test]
+    fn validation_finds_keys_outside_of_their_clusters() {
+        // Levels of keys that have since moved away: the sketch is made anew, the levels are not.
+        let moved = |by: f32| {
+            found(|segment| {
+                segment.keys.iter_mut().for_each(|x| *x += by);
+                segment.sketch = Some(segment.sketch_again(Kernel::best()));
+            })
+        };
+        assert_eq!(moved(0.0), Ok(()));
+        assert_eq!(moved(10.0), Err("a ball contains its members"));
+        assert!(moved(1e-3).is_err());
+    }
+}

@@ -1,0 +1,260 @@
+//! Whatever the history, an index holds the keys it was given and its invariants.
+
+mod common;
+
+use common::{KINDS, Kind, bits, dim, keys, kind, small_config, stored};
+use hira_index::{HierarchicalIndex, IndexConfig, UpdateStrategy};
+use hira_kernels::Kernel;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+/// One step in the life of an index.
+#[derive(Debug, Clone)]
+enum Step {
+    Append(usize),
+    Seal,
+    Truncate(f64),
+    Fork,
+    Clear,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1usize..20).prop_map(Step::Append),
+        4 => (20usize..200).prop_map(Step::Append),
+        1 => Just(Step::Append(0)),
+        2 => Just(Step::Seal),
+        2 => (0.0..1.0).prop_map(Step::Truncate),
+        2 => Just(Step::Fork),
+        1 => Just(Step::Clear),
+    ]
+}
+
+fn assert_holds(index: &HierarchicalIndex, expected: &[f32]) {
+    index.validate().unwrap();
+    assert_eq!(index.len() * index.dim(), expected.len());
+    assert_eq!(index.is_empty(), expected.is_empty());
+    assert_eq!(bits(&stored(index)), bits(expected));
+    assert_eq!(index.key(index.len()), None);
+    let joined: Vec<f32> = index
+        .segments()
+        .flat_map(|segment| segment.keys())
+        .copied()
+        .collect();
+    assert_eq!(bits(&joined), bits(expected));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 96,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_history_keeps_keys_and_invariants(
+        kind in kind(),
+        dim in dim(),
+        num_levels in 0usize..=4,
+        branching_factor in 2usize..=9,
+        min_coarse_len in prop::sample::select(&[0usize, 30, 64][..]),
+        incremental in any::<bool>(),
+        seed in any::<u64>(),
+        steps in prop::collection::vec(step(), 1..12),
+    ) {
+        let update = if incremental { UpdateStrategy::Incremental } else { UpdateStrategy::Rebuild };
+        let config = small_config(dim)
+            .with_num_levels(num_levels)
+            .with_branching_factor(branching_factor)
+            .with_min_coarse_len(min_coarse_len)
+            .with_update(update);
+        let mut index = HierarchicalIndex::new(config).unwrap();
+        let mut expected: Vec<f32> = Vec::new();
+        let mut forks = Vec::new();
+        for (i, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Append(rows) => {
+                    let batch = keys(kind, rows, dim, seed.wrapping_add(i as u64));
+                    index.append(&batch).unwrap();
+                    expected.extend(batch);
+                }
+                Step::Seal => index.seal(),
+                Step::Truncate(share) => {
+                    let len = (index.len() as f64 * share) as usize;
+                    index.truncate(len);
+                    expected.truncate(len * dim);
+                }
+                Step::Fork => forks.push((index.clone(), expected.clone())),
+                Step::Clear => {
+                    index.clear();
+                    expected.clear();
+                }
+            }
+            assert_holds(&index, &expected);
+        }
+        for (fork, expected) in &forks {
+            assert_holds(fork, expected);
+        }
+    }
+
+    #[test]
+    fn batching_does_not_change_the_keys(
+        kind in kind(),
+        dim in dim(),
+        len in 0usize..400,
+        seed in any::<u64>(),
+        sizes in prop::collection::vec(1usize..150, 1..8),
+    ) {
+        let expected = keys(kind, len, dim, seed);
+        let mut index = HierarchicalIndex::new(small_config(dim)).unwrap();
+        let mut rest = &expected[..];
+        for size in sizes.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (batch, later) = rest.split_at((size * dim).min(rest.len()));
+            index.append(batch).unwrap();
+            rest = later;
+        }
+        assert_holds(&index, &expected);
+        // Sealed segments do not remember how their keys came.
+        let mut whole = HierarchicalIndex::new(small_config(dim)).unwrap();
+        whole.append(&expected).unwrap();
+        for (a, b) in index.segments().zip(whole.segments()).filter(|(a, _)| a.is_sealed()) {
+            prop_assert_eq!(a.order(), b.order());
+            prop_assert_eq!(bits(a.centre()), bits(b.centre()));
+            prop_assert_eq!(a.sketch().unwrap().lines, b.sketch().unwrap().lines);
+        }
+    }
+}
+
+#[test]
+fn thousands_of_keys_one_by_one() {
+    let dim = 16;
+    let expected = keys(Kind::Offset, 3000, dim, 1);
+    let config = IndexConfig::new(dim)
+        .with_segment_len(1024)
+        .with_branching_factor(16);
+    let mut index = HierarchicalIndex::new(config).unwrap();
+    for key in expected.chunks(dim) {
+        index.append(key).unwrap();
+    }
+    assert_holds(&index, &expected);
+    let lens: Vec<usize> = index.segments().map(|segment| segment.len()).collect();
+    assert_eq!(lens, [1024, 1024, 952]);
+    assert!((64..=68).contains(&index.level(0, 1).unwrap().len()));
+    assert_eq!(index.level(0, 0).unwrap().len(), 4);
+    assert!(
+        index.level(0, 2).is_none() && index.level(2, 0).is_none() && index.level(3, 0).is_none()
+    );
+}
+
+#[test]
+fn every_kernel_stores_the_same_bits() {
+    for kind in KINDS {
+        for dim in [1, 3, 16, 64, 80, 128] {
+            let batch = keys(kind, 150, dim, 5);
+            let of = |kernel| {
+                let mut index = HierarchicalIndex::with_kernel(small_config(dim), kernel).unwrap();
+                index.append(&batch).unwrap();
+                index.validate().unwrap();
+                index
+            };
+            let expected = of(Kernel::Scalar);
+            for kernel in Kernel::available() {
+                let index = of(kernel);
+                assert_eq!(index.kernel(), kernel);
+                for (a, b) in index.segments().zip(expected.segments()) {
+                    assert_eq!(a.order(), b.order(), "{kind:?} {dim} {}", kernel.name());
+                    assert_eq!(a.sketch().unwrap().lines, b.sketch().unwrap().lines);
+                    assert_eq!(a.sketch().unwrap().norms, b.sketch().unwrap().norms);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fork_shares_its_sealed_segments() {
+    let mut index = HierarchicalIndex::new(small_config(3)).unwrap();
+    index.append(&keys(Kind::Offset, 150, 3, 2)).unwrap();
+    let mut fork = index.clone();
+    fork.append(&[1.0, 2.0, 3.0]).unwrap();
+    let shared: Vec<bool> = index
+        .segments()
+        .zip(fork.segments())
+        .map(|(a, b)| std::ptr::eq(a.keys(), b.keys()))
+        .collect();
+    assert_eq!(shared[..2], [true, true]);
+    assert!(!shared[2]);
+    assert_eq!((index.len(), fork.len()), (150, 151));
+    index.validate().unwrap();
+    fork.validate().unwrap();
+}
+
+#[test]
+fn truncation_reopens_and_drops() {
+    let mut index = HierarchicalIndex::new(small_config(3)).unwrap();
+    let batch = keys(Kind::Offset, 200, 3, 3);
+    index.append(&batch).unwrap();
+    index.truncate(1000); // nothing to do
+    for len in [197, 192, 191, 130, 128, 127, 64, 63, 17, 1, 0] {
+        index.truncate(len);
+        assert_holds(&index, &batch[..len * 3]);
+        let mut grown = index.clone();
+        grown.append(&batch[len * 3..]).unwrap();
+        assert_holds(&grown, &batch);
+    }
+    assert_eq!(index.segments().count(), 0);
+}
+
+#[test]
+fn the_open_segment_is_centred_as_documented() {
+    let dim = 2;
+    let mut index = HierarchicalIndex::new(small_config(dim)).unwrap();
+    index.append(&[4.0; 2 * 15]).unwrap();
+    assert_eq!(index.segments().next().unwrap().centre(), [0.0, 0.0]); // too few to take a mean of
+    index.seal();
+    assert_eq!(index.segments().next().unwrap().centre(), [4.0, 4.0]);
+    index.append(&[8.0; 2]).unwrap();
+    assert_eq!(index.segments().nth(1).unwrap().centre(), [4.0, 4.0]); // the mean before
+    index.truncate(15);
+    index.append(&[6.0; 2 * 16]).unwrap();
+    assert_eq!(index.segments().nth(1).unwrap().centre(), [6.0, 6.0]); // its own first batch
+    index.validate().unwrap();
+}
+
+#[test]
+fn incremental_clusters_follow_the_previous_segment() {
+    let dim = 8;
+    let config = IndexConfig::new(dim)
+        .with_segment_len(512)
+        .with_branching_factor(8)
+        .with_min_coarse_len(0)
+        .with_update(UpdateStrategy::Incremental);
+    let mut index = HierarchicalIndex::new(config).unwrap();
+    // The same keys again fall into the same clusters, except where those were split for their size.
+    let batch = keys(Kind::Offset, 512, dim, 4);
+    for _ in 0..3 {
+        index.append(&batch).unwrap();
+    }
+    index.validate().unwrap();
+    for segment in 0..3 {
+        let (coarse, fine) = (
+            index.level(segment, 0).unwrap(),
+            index.level(segment, 1).unwrap(),
+        );
+        assert!((4..=16).contains(&coarse.len()), "{}", coarse.len());
+        assert!((64..=128).contains(&fine.len()), "{}", fine.len());
+        let largest = (0..fine.len())
+            .map(|i| fine.children(i).len())
+            .max()
+            .unwrap();
+        assert!(segment == 0 || largest <= 16, "{largest}");
+    }
+    // Keys of another kind altogether: what no longer fits is divided anew.
+    index.append(&keys(Kind::Limit, 512, dim, 4)).unwrap();
+    index.append(&keys(Kind::Zeros, 512, dim, 4)).unwrap();
+    index.validate().unwrap();
+    assert!(index.level(4, 1).unwrap().len() <= 128);
+}

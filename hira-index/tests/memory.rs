@@ -1,0 +1,99 @@
+//! Reported bytes are the bytes of what is stored, and the dump says where they are.
+
+mod common;
+
+use common::{Kind, keys, small_config};
+use hira_index::{HierarchicalIndex, IndexConfig, IndexMemory, Segment};
+
+/// Bytes of the contents of an index, computed from what its segments show.
+fn contents(index: &HierarchicalIndex) -> IndexMemory {
+    let mut memory = IndexMemory {
+        keys: 0,
+        sketch: 0,
+        levels: vec![0; index.num_levels().saturating_sub(1)],
+    };
+    let vector = index.dim() * 4;
+    for segment in index.segments() {
+        memory.keys += segment.keys().len() * 4;
+        memory.sketch += sketch_bytes(segment) + vector;
+        for (bytes, level) in memory.levels.iter_mut().zip(segment.levels()) {
+            // Centroid, lo and hi; radius and two norms; the end of the children.
+            *bytes += level.len() * (3 * vector + 3 * 4 + 4);
+        }
+    }
+    memory
+}
+
+fn sketch_bytes(segment: &Segment) -> usize {
+    let order = segment.order().map_or(0, |order| order.len() * 4);
+    order
+        + segment
+            .sketch()
+            .map_or(0, |sketch| sketch.lines.len() * 64 + sketch.norms.len() * 4)
+}
+
+#[test]
+fn sealed_segments_hold_nothing_spare() {
+    for num_levels in 0..=4 {
+        for dim in [1, 3, 16, 64, 80, 128] {
+            let mut index =
+                HierarchicalIndex::new(small_config(dim).with_num_levels(num_levels)).unwrap();
+            for key in keys(Kind::Offset, 150, dim, 1).chunks(dim) {
+                index.append(key).unwrap();
+            }
+            index.seal();
+            assert_eq!(
+                index.memory_usage(),
+                contents(&index),
+                "{num_levels} levels, dim {dim}"
+            );
+            assert_eq!(
+                index.memory_usage().levels.len(),
+                num_levels.saturating_sub(1)
+            );
+        }
+    }
+}
+
+#[test]
+fn an_open_segment_has_little_spare() {
+    let dim = 64;
+    let mut index = HierarchicalIndex::new(IndexConfig::new(dim)).unwrap();
+    for (i, key) in keys(Kind::Offset, 8191, dim, 1).chunks(dim).enumerate() {
+        index.append(key).unwrap();
+        let (used, needed) = (index.memory_usage().total(), contents(&index).total());
+        assert!(used >= needed);
+        // Below a tile, the room for one.
+        assert!(
+            i < 16 || used as f64 <= 1.3 * needed as f64,
+            "{} keys: {used} for {needed}",
+            i + 1
+        );
+    }
+}
+
+#[test]
+fn a_batch_is_stored_without_spare() {
+    let mut index = HierarchicalIndex::new(IndexConfig::new(64)).unwrap();
+    index.append(&keys(Kind::Offset, 1000, 64, 1)).unwrap();
+    assert_eq!(index.memory_usage(), contents(&index));
+    assert_eq!(index.memory_usage().keys, 1000 * 64 * 4);
+}
+
+#[test]
+fn the_dump_names_segments_levels_and_bytes() {
+    let mut index = HierarchicalIndex::new(small_config(3)).unwrap();
+    index.append(&keys(Kind::Offset, 70, 3, 1)).unwrap();
+    let dump = index.to_string();
+    assert!(dump.starts_with(
+        "HierarchicalIndex: 70 keys of dimension 3, 3 levels, branching factor 4, kernel "
+    ));
+    assert!(dump.contains("sealed segment at 0: 4 > "), "{dump}");
+    assert!(
+        dump.contains(" > 64 keys\n  open segment at 64: 6 keys\n"),
+        "{dump}"
+    );
+    assert!(dump.ends_with(&index.memory_usage().to_string()));
+    assert_eq!(format!("{index:?}"), dump);
+    assert!(format!("{:?}", index.segments().next()).contains("Level { len: 4, .. }"));
+}

@@ -1,0 +1,148 @@
+//! What an index refuses, it refuses whole.
+
+mod common;
+
+use common::{Kind, bits, keys, small_config, stored};
+use hira_index::{HierarchicalIndex, IndexConfig, IndexError, KMeansConfig, UpdateStrategy};
+use serde::Deserialize;
+use serde::de::value::{Error, MapDeserializer};
+
+#[test]
+fn a_refused_batch_changes_nothing() {
+    let dim = 5;
+    let mut index = HierarchicalIndex::new(small_config(dim)).unwrap();
+    index.append(&keys(Kind::Offset, 100, dim, 1)).unwrap();
+    let (before, dump) = (stored(&index), index.to_string());
+    let good = keys(Kind::Offset, 200, dim, 2);
+
+    let mut nan = good.clone();
+    nan[150 * dim + 3] = f32::NAN;
+    let mut infinite = good.clone();
+    infinite[199 * dim] = f32::NEG_INFINITY;
+    let mut large = good.clone();
+    large[70 * dim + 2] = 2.0f32.powi(63);
+    let cases = [
+        (
+            &nan[..],
+            IndexError::NonFinite {
+                row: 150,
+                column: 3,
+            },
+        ),
+        (
+            &infinite[..],
+            IndexError::NonFinite {
+                row: 199,
+                column: 0,
+            },
+        ),
+        (&large[..], IndexError::Magnitude { row: 70 }),
+        (
+            &good[1..],
+            IndexError::Dimension {
+                expected: dim,
+                received: 200 * dim - 1,
+            },
+        ),
+    ];
+    for (batch, error) in cases {
+        assert_eq!(index.check(batch), Err(error));
+        assert_eq!(index.append(batch), Err(error));
+        assert_eq!(bits(&stored(&index)), bits(&before));
+        assert_eq!(index.to_string(), dump);
+        index.validate().unwrap();
+    }
+    assert_eq!(index.check(&good), Ok(200));
+    assert_eq!(index.check(&[]), Ok(0));
+    index.append(&[]).unwrap();
+    index.append(&good).unwrap();
+    assert_eq!(index.len(), 300);
+}
+
+#[test]
+fn configurations_are_checked_by_key() {
+    let refused = |config: IndexConfig| match HierarchicalIndex::new(config) {
+        Err(IndexError::Config { key, .. }) => key,
+        other => panic!("expected a refusal, received {other:?}"),
+    };
+    let config = IndexConfig::new(4);
+    assert_eq!(
+        HierarchicalIndex::new(IndexConfig::new(0)).unwrap_err(),
+        IndexError::ZeroDimension
+    );
+    assert_eq!(refused(IndexConfig::new((1 << 16) + 1)), "dim");
+    assert_eq!(refused(config.clone().with_num_levels(9)), "num_levels");
+    assert_eq!(
+        refused(config.clone().with_branching_factor(1)),
+        "branching_factor"
+    );
+    assert_eq!(
+        refused(config.clone().with_branching_factor(1025)),
+        "branching_factor"
+    );
+    for segment_len in [0, 8, 17, 100, (1 << 30) + 16] {
+        assert_eq!(
+            refused(config.clone().with_segment_len(segment_len)),
+            "segment_len"
+        );
+    }
+    for tolerance in [-1.0, f32::NAN, f32::INFINITY] {
+        let kmeans = KMeansConfig {
+            tolerance,
+            ..KMeansConfig::default()
+        };
+        assert_eq!(
+            refused(config.clone().with_kmeans(kmeans)),
+            "kmeans.tolerance"
+        );
+    }
+    for extreme in [
+        config
+            .clone()
+            .with_num_levels(8)
+            .with_branching_factor(1024)
+            .with_min_coarse_len(0),
+        config
+            .clone()
+            .with_num_levels(8)
+            .with_branching_factor(2)
+            .with_min_coarse_len(0),
+        config
+            .with_kmeans(KMeansConfig {
+                max_iterations: 0,
+                tolerance: 0.0,
+                seed: u64::MAX,
+            })
+            .with_min_coarse_len(0),
+    ] {
+        let mut index = HierarchicalIndex::new(extreme.with_segment_len(16)).unwrap();
+        index.append(&keys(Kind::Offset, 40, 4, 3)).unwrap();
+        index.seal();
+        index.validate().unwrap();
+    }
+}
+
+#[test]
+fn configurations_have_defaults_and_no_unknown_keys() {
+    let read = |pairs: &[(&'static str, usize)]| {
+        IndexConfig::deserialize(MapDeserializer::<_, Error>::new(pairs.iter().copied()))
+    };
+    assert_eq!(read(&[]), Ok(IndexConfig::default()));
+    assert_eq!(
+        read(&[("dim", 80), ("segment_len", 4096)]),
+        Ok(IndexConfig::new(80).with_segment_len(4096))
+    );
+    assert!(
+        read(&[("dim", 80), ("segments", 4096)])
+            .unwrap_err()
+            .to_string()
+            .contains("segments")
+    );
+
+    let update = |name: &'static str| {
+        UpdateStrategy::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
+    };
+    assert_eq!(update("rebuild"), Ok(UpdateStrategy::Rebuild));
+    assert_eq!(update("incremental"), Ok(UpdateStrategy::Incremental));
+    assert!(update("Rebuild").is_err());
+}

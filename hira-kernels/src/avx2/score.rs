@@ -1,0 +1,127 @@
+//! The canonical score in two registers of eight lanes.
+
+use core::arch::x86_64::*;
+
+use crate::score::Rows;
+use crate::{TILE, lanes};
+
+/// Rows fetched ahead of the one at work.
+pub(crate) const AHEAD: usize = 12;
+
+/// Four rows at a time: their chains of fused multiply-adds hide one another's latency.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    assert_eq!(
+        query.len(),
+        rows.dim(),
+        "rows have the dimension of the query"
+    );
+    for i in 0..AHEAD.min(out.len()) {
+        prefetch(rows.gathered(i));
+    }
+    for (i, out) in out.chunks_mut(4).enumerate() {
+        for ahead in 0..4 {
+            prefetch(rows.gathered(4 * i + AHEAD + ahead));
+        }
+        // The last chunk may have fewer than four rows: its first row stands in for those.
+        let Some(first) = rows.get(4 * i) else { return };
+        let row = |r: usize| {
+            if r < out.len() {
+                rows.get(4 * i + r).unwrap_or(first)
+            } else {
+                first
+            }
+        };
+        let sums = quad(query, [first, row(1), row(2), row(3)]);
+        out.copy_from_slice(&sums[..out.len()]);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn quad(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
+    let dim = query.len();
+    assert!(rows.iter().all(|row| row.len() == dim));
+    let mut acc = [[_mm256_setzero_ps(); 2]; 4];
+    let whole = dim - dim % TILE;
+    for at in (0..whole).step_by(TILE) {
+        for half in 0..2 {
+            // SAFETY: `at + 16 <= whole <= dim`, the length of the query and, asserted above, of every row.
+            unsafe {
+                let q = _mm256_loadu_ps(query.as_ptr().add(at + 8 * half));
+                for r in 0..4 {
+                    let k = _mm256_loadu_ps(rows[r].as_ptr().add(at + 8 * half));
+                    acc[r][half] = _mm256_fmadd_ps(q, k, acc[r][half]);
+                }
+            }
+        }
+    }
+    if whole < dim {
+        let q = load_padded(query);
+        for r in 0..4 {
+            let k = load_padded(rows[r]);
+            for half in 0..2 {
+                acc[r][half] = _mm256_fmadd_ps(q[half], k[half], acc[r][half]);
+            }
+        }
+    }
+    sum_quads([halve(acc[0]), halve(acc[1]), halve(acc[2]), halve(acc[3])])
+}
+
+/// The last, incomplete block of sixteen, with zeros behind it.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn load_padded(row: &[f32]) -> [__m256; 2] {
+    let padded = lanes::load(row, row.len() / TILE);
+    // SAFETY: the array has sixteen lanes.
+    unsafe {
+        [
+            _mm256_loadu_ps(padded.as_ptr()),
+            _mm256_loadu_ps(padded.as_ptr().add(8)),
+        ]
+    }
+}
+
+/// The first two levels of the tree: 16 -> 8 -> 4.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn halve([low, high]: [__m256; 2]) -> __m128 {
+    let eight = _mm256_add_ps(low, high);
+    _mm_add_ps(
+        _mm256_castps256_ps128(eight),
+        _mm256_extractf128_ps::<1>(eight),
+    )
+}
+
+/// The last two levels of the tree for four rows at once: `(l0 + l2) + (l1 + l3)` of each.
+#[inline(always)]
+pub(crate) fn sum_quads(rows: [__m128; 4]) -> [f32; 4] {
+    let mut out = [0.0; 4];
+    // SAFETY: SSE and SSE2 are part of x86-64, and the array has room for four lanes.
+    unsafe {
+        let (low, high) = (
+            _mm_unpacklo_ps(rows[0], rows[1]),
+            _mm_unpackhi_ps(rows[0], rows[1]),
+        );
+        let (low2, high2) = (
+            _mm_unpacklo_ps(rows[2], rows[3]),
+            _mm_unpackhi_ps(rows[2], rows[3]),
+        );
+        let even = _mm_add_ps(_mm_movelh_ps(low, low2), _mm_movelh_ps(high, high2));
+        let odd = _mm_add_ps(_mm_movehl_ps(low2, low), _mm_movehl_ps(high2, high));
+        _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(even, odd));
+    }
+    out
+}
+
+/// Fetches every cache line of a row.
+#[inline(always)]
+pub(crate) fn prefetch(row: Option<&[f32]>) {
+    let Some(row) = row else { return };
+    let start: *const i8 = row.as_ptr().cast();
+    let bytes = size_of_val(row) + start.addr() % 64;
+    for offset in (0..bytes).step_by(64) {
+        // SAFETY: prefetching has no effect that a program can observe, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset)) };
+    }
+}

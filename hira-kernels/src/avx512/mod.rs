@@ -1,0 +1,102 @@
+//! The AVX-512 implementation: sixteen lanes, 8-bit dot products.
+//!
+//! The token's methods are safe: they may be called with any arguments that type-check. The arguments' types carry the
+//! checks (`Rows`, `Tiles`, `Queries`), and each function below checks what it needs beyond them.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index names a query, half or strip in several arrays of registers"
+)]
+
+mod scan;
+mod score;
+mod softmax;
+
+use crate::scan::{Queries, Sink, Tiles};
+use crate::score::Rows;
+use crate::{Avx512, Line, QueryGroup};
+
+impl Avx512 {
+    pub(crate) fn scores(self, query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { score::scores(query, rows, out) }
+    }
+
+    pub(crate) fn quantise_keys(
+        self,
+        keys: &[f32],
+        centre: &[f32],
+        first: usize,
+        lines: &mut [Line],
+        norms: &mut [f32],
+    ) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(
+            keys: &[f32],
+            centre: &[f32],
+            first: usize,
+            lines: &mut [Line],
+            norms: &mut [f32],
+        ) {
+            crate::sketch::quantise_keys(keys, centre, first, lines, norms);
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(keys, centre, first, lines, norms) }
+    }
+
+    pub(crate) fn prepare_queries(self, group: &mut QueryGroup) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(group: &mut QueryGroup) {
+            group.quantise();
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(group) }
+    }
+
+    pub(crate) fn exp_weights(
+        self,
+        scores: &[f32],
+        scale: f32,
+        max_score: f32,
+        weights: &mut [f32],
+    ) -> f32 {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { softmax::exp_weights(scores, scale, max_score, weights) }
+    }
+
+    pub(crate) fn weighted_sum(self, weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { softmax::weighted_sum(weights, rows, out) }
+    }
+
+    pub(crate) fn intervals(
+        self,
+        tiles: Tiles<'_>,
+        queries: Queries<'_>,
+        lower: &mut [f32],
+        upper: &mut [f32],
+    ) {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { scan::intervals(tiles, queries, lower, upper) }
+    }
+
+    pub(crate) fn scan_block<const G: usize>(
+        self,
+        tiles: Tiles<'_>,
+        queries: Queries<'_>,
+        first: usize,
+        base: u32,
+        sinks: &mut [Sink<'_>; G],
+    ) {
+        let tail = sinks.iter().any(|sink| sink.exponent > 0.0);
+        // SAFETY: the token proves that this machine has the target features of the functions.
+        unsafe {
+            match (G, tail) {
+                (1, true) => scan::scan_block::<G, 2, true>(tiles, queries, first, base, sinks),
+                (1, false) => scan::scan_block::<G, 2, false>(tiles, queries, first, base, sinks),
+                (_, true) => scan::scan_block::<G, 1, true>(tiles, queries, first, base, sinks),
+                (_, false) => scan::scan_block::<G, 1, false>(tiles, queries, first, base, sinks),
+            }
+        }
+    }
+}

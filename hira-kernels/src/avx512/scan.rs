@@ -1,0 +1,358 @@
+//! Intervals and candidates: `vpdpbusd` over the tile lines, then one epilogue in sixteen lanes.
+
+use core::arch::x86_64::*;
+
+use super::softmax::store;
+use crate::TILE;
+use crate::lanes::ROUND;
+use crate::query::{FLUSH_LINES, QueryConstants};
+use crate::scan::{BLOCK_TILES, EXP2_UP, MAX_SHARED, MIN_EXPONENT, Queries, Sink, Tiles};
+
+/// The part of a query group that one pass serves.
+#[derive(Clone, Copy)]
+struct Group<'a, const G: usize> {
+    /// Words per query; `words[g]` points to that many.
+    lines: usize,
+    words: [*const [i32; 2]; G],
+    biases: [&'a [[i32; 2]]; G],
+    constants: [QueryConstants; G],
+}
+
+impl<'a, const G: usize> Group<'a, G> {
+    fn new(queries: Queries<'a>, first: usize) -> Self {
+        let (lines, flushes) = (queries.group.lines(), queries.group.flushes());
+        let words = |g: usize| &queries.group.words()[(first + g) * lines..][..lines];
+        let biases = |g: usize| &queries.group.biases()[(first + g) * flushes..][..flushes];
+        Self {
+            lines,
+            words: std::array::from_fn(|g| words(g).as_ptr()),
+            biases: std::array::from_fn(biases),
+            constants: std::array::from_fn(|g| queries.constants(first + g)),
+        }
+    }
+}
+
+/// `scale * t` of `G` queries with the sixteen keys of a tile: [`QueryConstants`]'s name for the decoded product of codes.
+///
+/// `U` lines at a time have accumulators of their own: `2 G U` of them hide the four cycles of `vpdpbusd` from four on.
+/// One tile after the other, because the fetch of lines follows one ascending address: with two tiles side by side a
+/// scan from memory ran at under half the speed, whatever was prefetched, and software prefetches
+/// gained nothing.
+///
+/// Inlined by force, with its accumulators: a call would pass them through memory (half the speed at `G = 3`).
+///
+/// # Safety
+///
+/// The machine has the target features of this module's other functions.
+#[inline(always)]
+unsafe fn products<const G: usize, const U: usize>(
+    tiles: Tiles<'_>,
+    tile: usize,
+    group: &Group<'_, G>,
+) -> [__m512; G] {
+    let lines = &tiles.lines()[tile * tiles.stride()..][..tiles.stride()];
+    let count = group.lines;
+    assert!(count < lines.len());
+    // SAFETY: the caller vouches for the target features. `j + u < count < lines.len()`, so line `j + u` is one of the
+    // tile's (64 bytes, aligned to 64), and word `j + u` one of the `count` words behind each pointer.
+    unsafe {
+        let mut products = [_mm512_setzero_ps(); G];
+        for (flush, from) in (0..count).step_by(FLUSH_LINES).enumerate() {
+            let to = count.min(from + FLUSH_LINES);
+            let mut hi = [[_mm512_setzero_si512(); U]; G];
+            let mut lo = [[_mm512_setzero_si512(); U]; G];
+            for g in 0..G {
+                let [bias_hi, bias_lo] = group.biases[g][flush];
+                hi[g][0] = _mm512_set1_epi32(bias_hi);
+                lo[g][0] = _mm512_set1_epi32(bias_lo);
+            }
+            let mut j = from;
+            while j + U <= to {
+                for u in 0..U {
+                    let codes = _mm512_load_si512(lines.as_ptr().add(j + u).cast());
+                    for g in 0..G {
+                        let [word_hi, word_lo] = *group.words[g].add(j + u);
+                        hi[g][u] = _mm512_dpbusd_epi32(hi[g][u], codes, _mm512_set1_epi32(word_hi));
+                        lo[g][u] = _mm512_dpbusd_epi32(lo[g][u], codes, _mm512_set1_epi32(word_lo));
+                    }
+                }
+                j += U;
+            }
+            while j < to {
+                let codes = _mm512_load_si512(lines.as_ptr().add(j).cast());
+                for g in 0..G {
+                    let [word_hi, word_lo] = *group.words[g].add(j);
+                    hi[g][0] = _mm512_dpbusd_epi32(hi[g][0], codes, _mm512_set1_epi32(word_hi));
+                    lo[g][0] = _mm512_dpbusd_epi32(lo[g][0], codes, _mm512_set1_epi32(word_lo));
+                }
+                j += 1;
+            }
+            for g in 0..G {
+                for u in 1..U {
+                    hi[g][0] = _mm512_add_epi32(hi[g][0], hi[g][u]);
+                    lo[g][0] = _mm512_add_epi32(lo[g][0], lo[g][u]);
+                }
+                // 128 hi + lo fits (see FLUSH): one exact integer sum, one rounding.
+                let sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(hi[g][0]), lo[g][0]);
+                let sum = _mm512_cvtepi32_ps(sum);
+                products[g] = if flush == 0 {
+                    sum
+                } else {
+                    _mm512_add_ps(products[g], sum)
+                };
+            }
+        }
+        for g in 0..G {
+            products[g] = _mm512_mul_ps(_mm512_set1_ps(group.constants[g].scale), products[g]);
+        }
+        products
+    }
+}
+
+/// Scales and residual norms of the sixteen keys of a tile; a bf16 is the upper half of an `f32`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn parameters(tiles: Tiles<'_>, tile: usize) -> [__m512; 2] {
+    let line = &tiles.lines()[(tile + 1) * tiles.stride() - 1];
+    // SAFETY: a line is 64 bytes, aligned to 64.
+    let words = unsafe { _mm512_load_si512((&raw const *line).cast()) };
+    let scale = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+    [
+        _mm512_castsi512_ps(scale),
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)),
+    ]
+}
+
+/// The upper bounds of a query whose `offset + common` is `high`; see [`QueryConstants`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn upper_bounds(
+    product: __m512,
+    [scale, residual]: [__m512; 2],
+    query: &QueryConstants,
+    high: f32,
+) -> __m512 {
+    let estimate = _mm512_fmadd_ps(product, scale, _mm512_set1_ps(high));
+    _mm512_fmadd_ps(_mm512_set1_ps(query.norm), residual, estimate)
+}
+
+/// The lower bounds of a query whose `offset - common` is `low`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lower_bounds(
+    product: __m512,
+    [scale, residual]: [__m512; 2],
+    query: &QueryConstants,
+    low: f32,
+) -> __m512 {
+    let estimate = _mm512_fmadd_ps(product, scale, _mm512_set1_ps(low));
+    _mm512_fnmadd_ps(_mm512_set1_ps(query.norm), residual, estimate)
+}
+
+/// Writes the bounds of every query with every lane of the tiles.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")]
+pub(super) fn intervals(
+    tiles: Tiles<'_>,
+    queries: Queries<'_>,
+    lower: &mut [f32],
+    upper: &mut [f32],
+) {
+    let total = queries.group.len();
+    for first in (0..total).step_by(MAX_SHARED) {
+        match total - first {
+            1 => intervals_of::<1, 2>(tiles, queries, first, lower, upper),
+            2 => intervals_of::<2, 1>(tiles, queries, first, lower, upper),
+            3 => intervals_of::<3, 1>(tiles, queries, first, lower, upper),
+            _ => intervals_of::<4, 1>(tiles, queries, first, lower, upper),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")]
+fn intervals_of<const G: usize, const U: usize>(
+    tiles: Tiles<'_>,
+    queries: Queries<'_>,
+    first: usize,
+    lower: &mut [f32],
+    upper: &mut [f32],
+) {
+    let group = Group::<G>::new(queries, first);
+    let slots = tiles.len() * TILE;
+    for tile in 0..tiles.len() {
+        // SAFETY: this function has the target features.
+        let products = unsafe { products::<G, U>(tiles, tile, &group) };
+        let parameters = parameters(tiles, tile);
+        for g in 0..G {
+            let query = &group.constants[g];
+            let [low, high] = query.ends(tiles.norm(tile));
+            let at = (first + g) * slots + tile * TILE;
+            write(
+                lower_bounds(products[g], parameters, query, low),
+                &mut lower[at..][..TILE],
+            );
+            write(
+                upper_bounds(products[g], parameters, query, high),
+                &mut upper[at..][..TILE],
+            );
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn write(values: __m512, out: &mut [f32]) {
+    assert!(out.len() == TILE);
+    // SAFETY: the slice has room for the sixteen lanes.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+}
+
+/// One block of a scan for `G` queries; `TAIL` if any of them asks for the tail sum.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")]
+pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
+    tiles: Tiles<'_>,
+    queries: Queries<'_>,
+    first: usize,
+    base: u32,
+    sinks: &mut [Sink<'_>; G],
+) {
+    assert!(tiles.len() <= BLOCK_TILES);
+    let group = Group::<G>::new(queries, first);
+    // `offset + common` of every tile: as many operations as lanes of a register, ahead of the loop that has no room.
+    let mut highs = [[0.0; BLOCK_TILES]; G];
+    for g in 0..G {
+        for tile in 0..tiles.len() {
+            highs[g][tile] = group.constants[g].ends(tiles.norm(tile))[1];
+        }
+    }
+    let mut writers: [Writer; G] = std::array::from_fn(|g| Writer::new(&mut sinks[g], tiles.len()));
+    let mut tails = [_mm512_setzero_ps(); G];
+    let first_slot = base + tiles.first_slot() as u32;
+    for tile in 0..tiles.len() {
+        // SAFETY: this function has the target features.
+        let products = unsafe { products::<G, U>(tiles, tile, &group) };
+        let parameters = parameters(tiles, tile);
+        let live = (0xffff_u32 >> (TILE - tiles.live(tile))) as u16;
+        for g in 0..G {
+            let (query, writer) = (&group.constants[g], &mut writers[g]);
+            let tau = _mm512_set1_ps(writer.tau);
+            let upper = upper_bounds(products[g], parameters, query, highs[g][tile]);
+            let candidates = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, upper, tau);
+            if candidates != 0 {
+                let low = query.ends(tiles.norm(tile))[0];
+                let lower = lower_bounds(products[g], parameters, query, low);
+                writer.put(first_slot + (tile * TILE) as u32, candidates, lower, upper);
+            }
+            if TAIL {
+                let y = _mm512_mul_ps(_mm512_sub_ps(upper, tau), _mm512_set1_ps(writer.exponent));
+                tails[g] = _mm512_mask_add_ps(tails[g], live & !candidates, tails[g], exp2_up(y));
+            }
+        }
+    }
+    for g in 0..G {
+        writers[g].finish(&mut sinks[g]);
+        if TAIL {
+            sinks[g].add_tail(store(tails[g]));
+        }
+    }
+}
+
+/// [`crate::scan::exp2_up`] in sixteen lanes, bit for bit; lanes with `y > 0` hold anything.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exp2_up(y: __m512) -> __m512 {
+    // Among the bit patterns of negative floats, as signed integers, the larger value is the smaller integer: an integer
+    // minimum raises to MIN_EXPONENT, on a port that the multiplications leave free.
+    let floor = _mm512_castps_si512(_mm512_set1_ps(MIN_EXPONENT));
+    let y = _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(y), floor));
+    let round = _mm512_set1_ps(ROUND);
+    let shifted = _mm512_add_ps(y, round);
+    let f = _mm512_sub_ps(y, _mm512_sub_ps(shifted, round));
+    let mut p = _mm512_set1_ps(EXP2_UP[3]);
+    for c in EXP2_UP[..3].iter().rev() {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
+    }
+    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent))
+}
+
+/// Appends candidates to the vectors of a [`Sink`] through pointers, within capacity that was reserved ahead.
+struct Writer {
+    tau: f32,
+    exponent: f32,
+    slots: *mut u32,
+    lower: *mut f32,
+    upper: *mut f32,
+    written: usize,
+    /// Elements that may be written: sixteen more than the candidates that a block can have.
+    room: usize,
+}
+
+impl Writer {
+    /// Reserves for every key of `tiles` tiles, and the sixteen elements that a full store may write past them.
+    fn new(sink: &mut Sink<'_>, tiles: usize) -> Self {
+        let room = (tiles + 1) * TILE;
+        let out = &mut *sink.out;
+        let len = out.slots.len();
+        assert!(
+            out.lower.len() == len && out.upper.len() == len,
+            "candidates have a slot and two bounds each"
+        );
+        out.slots.reserve(room);
+        out.lower.reserve(room);
+        out.upper.reserve(room);
+        Self {
+            tau: sink.tau,
+            exponent: sink.exponent,
+            slots: out.slots.spare_capacity_mut().as_mut_ptr().cast(),
+            lower: out.lower.spare_capacity_mut().as_mut_ptr().cast(),
+            upper: out.upper.spare_capacity_mut().as_mut_ptr().cast(),
+            written: 0,
+            room,
+        }
+    }
+
+    /// Compressed in registers and stored whole: `vpcompressd` to memory is microcoded on Zen 4.
+    #[inline]
+    #[target_feature(enable = "avx512f,popcnt")]
+    fn put(&mut self, slot: u32, candidates: u16, lower: __m512, upper: __m512) {
+        assert!(self.written + TILE <= self.room);
+        let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        let slots = _mm512_add_epi32(_mm512_set1_epi32(slot as i32), lanes);
+        // SAFETY: `new` reserved `room` elements behind each pointer, and `written + 16 <= room` was asserted above. The
+        // vectors are not touched before `finish`: the sink is borrowed mutably until then.
+        unsafe {
+            let at = self.written;
+            _mm512_storeu_si512(
+                self.slots.add(at).cast(),
+                _mm512_maskz_compress_epi32(candidates, slots),
+            );
+            _mm512_storeu_ps(
+                self.lower.add(at),
+                _mm512_maskz_compress_ps(candidates, lower),
+            );
+            _mm512_storeu_ps(
+                self.upper.add(at),
+                _mm512_maskz_compress_ps(candidates, upper),
+            );
+        }
+        self.written += candidates.count_ones() as usize;
+    }
+
+    /// Makes the written candidates part of the vectors of `sink`, the one that `new` was given.
+    fn finish(&self, sink: &mut Sink<'_>) {
+        let out = &mut *sink.out;
+        let len = out.slots.len() + self.written;
+        assert!(
+            len <= out.slots.capacity()
+                && len <= out.lower.capacity()
+                && len <= out.upper.capacity()
+        );
+        // SAFETY: `put` wrote the `written` elements after the old length (no one else wrote in between), and the new
+        // length is within capacity.
+        unsafe {
+            out.slots.set_len(len);
+            out.lower.set_len(len);
+            out.upper.set_len(len);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Softmax weights and weighted sums of rows.
+
+use core::arch::x86_64::*;
+
+use crate::avx2::score::{AHEAD, prefetch};
+use crate::exp::{EXP, LN2_HI, LN2_LO, LOG2_E, OVERFLOW, UNDERFLOW};
+use crate::score::Rows;
+use crate::{TILE, lanes};
+
+/// [`crate::exp::exp`] in sixteen lanes, bit for bit.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn exp(x: __m512) -> __m512 {
+    let live = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(UNDERFLOW));
+    let x = _mm512_min_ps(x, _mm512_set1_ps(OVERFLOW));
+    let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+        _mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)),
+    );
+    let r = _mm512_fmadd_ps(whole, _mm512_set1_ps(-LN2_HI), x);
+    let r = _mm512_fmadd_ps(whole, _mm512_set1_ps(-LN2_LO), r);
+    let mut p = _mm512_set1_ps(EXP[6]);
+    for c in EXP[..6].iter().rev() {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
+    }
+    // `whole` is in -126..=127 wherever the lane is live, and the result normal: exact, as the scalar product is.
+    _mm512_maskz_scalef_ps(live, p, whole)
+}
+
+#[target_feature(enable = "avx512f")]
+pub(super) fn exp_weights(scores: &[f32], scale: f32, max_score: f32, weights: &mut [f32]) -> f32 {
+    assert_eq!(scores.len(), weights.len());
+    let (scale, max_score) = (_mm512_set1_ps(scale), _mm512_set1_ps(max_score));
+    let mut sums = _mm512_setzero_ps();
+    for (scores, weights) in scores.chunks(TILE).zip(weights.chunks_mut(TILE)) {
+        let mask = (0xffff_u32 >> (TILE - scores.len())) as u16;
+        // SAFETY: the mask admits `scores.len()` lanes, and `weights`, cut alike from a slice of equal length, has as many.
+        unsafe {
+            let score = _mm512_maskz_loadu_ps(mask, scores.as_ptr());
+            let weight = exp(_mm512_mul_ps(scale, _mm512_sub_ps(score, max_score)));
+            sums = _mm512_mask_add_ps(sums, mask, sums, weight);
+            _mm512_mask_storeu_ps(weights.as_mut_ptr(), mask, weight);
+        }
+    }
+    lanes::tree(store(sums))
+}
+
+/// The lanes of a register.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn store(register: __m512) -> [f32; TILE] {
+    let mut lanes = [0.0; TILE];
+    // SAFETY: the array has room for the sixteen lanes.
+    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), register) };
+    lanes
+}
+
+/// Strips of up to eight registers of the output, each summed over all rows without leaving them.
+#[target_feature(enable = "avx512f")]
+pub(super) fn weighted_sum(weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    assert_eq!(out.len(), rows.dim(), "the output is one row");
+    for (i, strip) in out.chunks_mut(8 * TILE).enumerate() {
+        let at = 8 * TILE * i;
+        match strip.len().div_ceil(TILE) {
+            1 => weighted_strip::<1>(weights, rows, at, strip),
+            2 => weighted_strip::<2>(weights, rows, at, strip),
+            3 => weighted_strip::<3>(weights, rows, at, strip),
+            4 => weighted_strip::<4>(weights, rows, at, strip),
+            5 => weighted_strip::<5>(weights, rows, at, strip),
+            6 => weighted_strip::<6>(weights, rows, at, strip),
+            7 => weighted_strip::<7>(weights, rows, at, strip),
+            _ => weighted_strip::<8>(weights, rows, at, strip),
+        }
+    }
+}
+
+/// Adds columns `at..at + strip.len()` of the rows; `W` registers hold them, the last perhaps in part.
+#[target_feature(enable = "avx512f")]
+fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, strip: &mut [f32]) {
+    let last = strip.len() - (W - 1) * TILE;
+    assert!((1..=TILE).contains(&last) && at + strip.len() <= rows.dim());
+    let count = strip.len();
+    let mut masks = [0xffff_u16; W];
+    masks[W - 1] >>= TILE - last;
+    for i in 0..AHEAD.min(weights.len()) {
+        prefetch(rows.columns(i, at, count));
+    }
+    let mut acc = [_mm512_setzero_ps(); W];
+    for v in 0..W {
+        // SAFETY: the masks admit the `strip.len()` first lanes of the W registers, asserted above.
+        acc[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], strip.as_ptr().add(v * TILE)) };
+    }
+    for (i, weight) in weights.iter().enumerate() {
+        prefetch(rows.columns(i + AHEAD, at, count));
+        let Some(row) = rows.columns(i, at, count) else {
+            break;
+        };
+        let weight = _mm512_set1_ps(*weight);
+        for v in 0..W {
+            // SAFETY: `row` is as long as the strip, whose lanes the masks admit.
+            let value = unsafe { _mm512_maskz_loadu_ps(masks[v], row.as_ptr().add(v * TILE)) };
+            acc[v] = _mm512_fmadd_ps(weight, value, acc[v]);
+        }
+    }
+    for v in 0..W {
+        // SAFETY: as for the loads above.
+        unsafe { _mm512_mask_storeu_ps(strip.as_mut_ptr().add(v * TILE), masks[v], acc[v]) };
+    }
+}

@@ -1,0 +1,56 @@
+//! The portable implementation, and the definition of what the others compute.
+
+mod scan;
+
+pub(crate) use scan::{intervals, scan_block};
+
+pub(crate) use crate::sketch::quantise_keys;
+
+use crate::exp::exp;
+use crate::score::Rows;
+use crate::softmax::add_lanes;
+use crate::{QueryGroup, TILE, lanes};
+
+pub(crate) fn prepare_queries(group: &mut QueryGroup) {
+    group.quantise();
+}
+
+pub(crate) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        if let Some(key) = rows.get(i) {
+            *out = score(query, key);
+        }
+    }
+}
+
+fn score(query: &[f32], key: &[f32]) -> f32 {
+    let mut acc = [0.0f32; TILE];
+    for block in 0..query.len().div_ceil(TILE) {
+        let (q, k) = (lanes::load(query, block), lanes::load(key, block));
+        for l in 0..TILE {
+            acc[l] = q[l].mul_add(k[l], acc[l]);
+        }
+    }
+    lanes::tree(acc)
+}
+
+pub(crate) fn exp_weights(scores: &[f32], scale: f32, max_score: f32, weights: &mut [f32]) -> f32 {
+    let mut sums = [0.0f32; TILE];
+    for (scores, weights) in scores.chunks(TILE).zip(weights.chunks_mut(TILE)) {
+        for (score, weight) in scores.iter().zip(&mut *weights) {
+            *weight = exp(scale * (score - max_score));
+        }
+        add_lanes(&mut sums, weights);
+    }
+    lanes::tree(sums)
+}
+
+pub(crate) fn weighted_sum(weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    for (i, &weight) in weights.iter().enumerate() {
+        if let Some(row) = rows.get(i) {
+            for (out, &value) in out.iter_mut().zip(row) {
+                *out = weight.mul_add(value, *out);
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Every kernel against the scalar one, bit for bit, at lengths around every vector width and on unaligned slices.
+
+#[allow(dead_code, reason = "shared by several test files")]
+mod common;
+
+use common::{LENGTHS, Sketch, bits, mean, shifted, values};
+use hira_kernels::{Candidates, Kernel, ScanQuery, TILE};
+
+/// Numbers of keys or rows around the blocks of four rows, sixteen keys and 64 tiles.
+const COUNTS: [usize; 12] = [0, 1, 3, 4, 5, 15, 16, 17, 33, 100, 1024, 1041];
+
+fn others() -> impl Iterator<Item = Kernel> {
+    Kernel::available().filter(|&kernel| kernel != Kernel::Scalar)
+}
+
+#[test]
+fn scores_have_the_same_bits() {
+    for (seed, &dim) in LENGTHS.iter().enumerate() {
+        for shift in 0..3 {
+            let query = shifted(&values(seed as u64, dim, 1.0), shift);
+            let key = shifted(&values(seed as u64 + 99, dim, 1e3), 2 - shift);
+            let (query, key) = (&query[shift..], &key[2 - shift..]);
+            let expected = Kernel::Scalar.score(query, key);
+            for kernel in others() {
+                assert_eq!(
+                    kernel.score(query, key).to_bits(),
+                    expected.to_bits(),
+                    "{} at {dim}",
+                    kernel.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn signed_zeros_and_subnormal_products_have_the_same_bits() {
+    for dim in [1, 16, 17, 40] {
+        for (a, b) in [(-0.0, 0.0), (1e-30, -1e-30), (-1e-45, 1e-3), (0.0, -0.0)] {
+            let (query, key) = (vec![a; dim], vec![b; dim]);
+            let expected = Kernel::Scalar.score(&query, &key);
+            for kernel in others() {
+                assert_eq!(kernel.score(&query, &key).to_bits(), expected.to_bits());
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_and_gathered_rows_have_the_bits_of_single_scores() {
+    for dim in [1, 3, 16, 64, 80, 96, 128] {
+        for count in COUNTS {
+            let query = values(1, dim, 1.0);
+            let keys = shifted(&values(2, count * dim, 1.0), 1);
+            let keys = &keys[1..];
+            let rows: Vec<u32> = (0..count as u32)
+                .map(|i| (i * 7 + 3) % count.max(1) as u32)
+                .collect();
+            let score = |row: usize| Kernel::Scalar.score(&query, &keys[row * dim..][..dim]);
+            for kernel in Kernel::available() {
+                let mut out = vec![f32::NAN; count];
+                kernel.scores_into(&query, keys, &mut out);
+                assert_eq!(bits(&out), bits(&(0..count).map(score).collect::<Vec<_>>()));
+                kernel.scores_at_into(&query, keys, &rows, &mut out);
+                let expected: Vec<f32> = rows.iter().map(|&row| score(row as usize)).collect();
+                assert_eq!(bits(&out), bits(&expected));
+            }
+        }
+    }
+}
+
+#[test]
+fn sketches_are_equal() {
+    for dim in LENGTHS
+        .into_iter()
+        .filter(|&dim| dim > 0)
+        .chain([1024, 1025, 2500])
+    {
+        let count = if dim > 300 { 18 } else { 37 };
+        let mut keys = values(dim as u64, count * dim, 1.0);
+        keys[..dim].fill(0.0);
+        keys[dim..2 * dim]
+            .iter_mut()
+            .for_each(|value| *value *= 1e-41);
+        keys[2 * dim..3 * dim]
+            .iter_mut()
+            .for_each(|value| *value *= 1e17);
+        for centre in [vec![0.0; dim], mean(&keys, dim), keys[..dim].to_vec()] {
+            let expected = Sketch::new(Kernel::Scalar, &keys, &centre);
+            for kernel in others() {
+                let found = Sketch::new(kernel, &keys, &centre);
+                assert!(found == expected, "{} at {dim}", kernel.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn slots_filled_one_by_one_make_the_same_sketch() {
+    let (dim, count) = (20, 50);
+    let keys = values(5, count * dim, 1.0);
+    let centre = mean(&keys, dim);
+    for kernel in Kernel::available() {
+        let whole = Sketch::new(kernel, &keys, &centre);
+        let mut parts = whole.clone();
+        parts.lines.fill(hira_kernels::Line([7; 64]));
+        parts.norms.fill(f32::NAN);
+        for (slot, row) in keys.chunks_exact(dim).enumerate() {
+            kernel.quantise_keys(row, &centre, slot, &mut parts.lines, &mut parts.norms);
+        }
+        assert!(parts == whole);
+    }
+}
+
+#[test]
+fn intervals_have_the_same_bits() {
+    for dim in [1, 3, 4, 5, 16, 63, 64, 80, 128, 257, 1023, 1024, 1028, 2500] {
+        for count in [1, 15, 16, 17, 40] {
+            let keys = values(11, count * dim, 2.0);
+            for queries in [1, 2, 3, 4, 5, 8, 9] {
+                let rows = values(12, queries * dim, 3.0);
+                let sketch = Sketch::new(Kernel::Scalar, &keys, &mean(&keys, dim));
+                let expected = sketch.intervals(Kernel::Scalar, &rows);
+                for kernel in others() {
+                    let found = sketch.intervals(kernel, &rows);
+                    assert_eq!(
+                        bits(&found.0),
+                        bits(&expected.0),
+                        "{} at {dim}",
+                        kernel.name()
+                    );
+                    assert_eq!(
+                        bits(&found.1),
+                        bits(&expected.1),
+                        "{} at {dim}",
+                        kernel.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scans_find_the_same_candidates_and_tails() {
+    for dim in [3, 64, 80, 1100] {
+        for count in COUNTS
+            .into_iter()
+            .filter(|&count| count > 0 && count * dim < 200_000)
+        {
+            let keys = values(21, count * dim, 1.0);
+            let sketch = Sketch::new(Kernel::Scalar, &keys, &mean(&keys, dim));
+            for queries in [1, 2, 3, 4, 7] {
+                let rows = values(22, queries * dim, 4.0);
+                let thresholds: Vec<ScanQuery> = (0..queries)
+                    .map(|g| ScanQuery {
+                        tau: [0.5, f32::NEG_INFINITY, 2.0, f32::INFINITY, -1.0][g % 5],
+                        tail_scale: [0.3, 2.0, 0.0, 1.0, 1e30, 0.0, 0.125][g % 7],
+                    })
+                    .collect();
+                let scan = |kernel: Kernel| {
+                    let (group, offsets) = sketch.queries(kernel, &rows);
+                    let mut out = vec![Candidates::default(); queries];
+                    // Twice, from a later tile too: candidates are appended.
+                    for from in [0, sketch.tiles() / 3] {
+                        let tiles = from..sketch.tiles();
+                        let base = 5;
+                        kernel.scan_into(
+                            sketch.view(),
+                            tiles,
+                            base,
+                            &group,
+                            &offsets,
+                            &thresholds,
+                            &mut out,
+                        );
+                    }
+                    out
+                };
+                let expected = scan(Kernel::Scalar);
+                for kernel in others() {
+                    assert_eq!(
+                        scan(kernel),
+                        expected,
+                        "{} at {dim}, {count}",
+                        kernel.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn candidates_are_the_slots_whose_upper_bound_reaches_tau() {
+    let (dim, count) = (24, 1500);
+    let keys = values(31, count * dim, 1.0);
+    for kernel in Kernel::available() {
+        let sketch = Sketch::new(kernel, &keys, &mean(&keys, dim));
+        let query = values(32, dim, 1.0);
+        let (lower, upper) = sketch.intervals(kernel, &query);
+        // A bound of a key: ties are kept.
+        for tau in [f32::NEG_INFINITY, 0.0, upper[77], 1.0, f32::INFINITY] {
+            let (group, offsets) = sketch.queries(kernel, &query);
+            let mut out = [Candidates::default()];
+            let threshold = [ScanQuery {
+                tau,
+                tail_scale: 0.5,
+            }];
+            kernel.scan_into(
+                sketch.view(),
+                0..sketch.tiles(),
+                100,
+                &group,
+                &offsets,
+                &threshold,
+                &mut out,
+            );
+            let kept: Vec<usize> = (0..count).filter(|&i| upper[i] >= tau).collect();
+            assert_eq!(
+                out[0].slots,
+                kept.iter().map(|&i| 100 + i as u32).collect::<Vec<_>>()
+            );
+            assert_eq!(
+                out[0].upper,
+                kept.iter().map(|&i| upper[i]).collect::<Vec<_>>()
+            );
+            assert_eq!(
+                out[0].lower,
+                kept.iter().map(|&i| lower[i]).collect::<Vec<_>>()
+            );
+            let weight = |&i: &usize| (0.5 * (f64::from(upper[i]) - f64::from(tau))).exp();
+            let tail: f64 = (0..count)
+                .filter(|&i| upper[i] < tau)
+                .map(|i| weight(&i))
+                .sum();
+            assert!(out[0].tail >= tail && out[0].tail <= tail * 1.000_22 + 1e-30);
+        }
+    }
+}
+
+#[test]
+fn softmax_weights_and_sums_have_the_same_bits() {
+    for (seed, count) in LENGTHS.into_iter().enumerate() {
+        let mut scores = shifted(&values(seed as u64, count, 300.0), 1);
+        if count > 8 {
+            scores[4] = f32::NEG_INFINITY;
+        }
+        let scores = &scores[1..];
+        for (scale, max) in [(0.125, 300.0), (1.0, 300.0), (0.3, -100.0), (0.0, 0.0)] {
+            let mut expected = vec![f32::NAN; count];
+            let sum = Kernel::Scalar.exp_weights_into(scores, scale, max, &mut expected);
+            for kernel in others() {
+                let mut found = vec![f32::NAN; count + 1];
+                let other = kernel.exp_weights_into(scores, scale, max, &mut found[1..]);
+                if scale > 0.0 {
+                    assert_eq!(bits(&found[1..]), bits(&expected), "{}", kernel.name());
+                    assert_eq!(other.to_bits(), sum.to_bits(), "{}", kernel.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weighted_sums_have_the_same_bits() {
+    for dim in LENGTHS.into_iter().filter(|&dim| dim > 0) {
+        for count in [0, 1, 2, 13, 40] {
+            let data = shifted(&values(41, (count + 1) * dim, 1.0), 3);
+            let weights = values(42, count, 1.0);
+            let rows: Vec<u32> = (0..count as u32)
+                .map(|i| (i * 5 + 1) % count as u32)
+                .collect();
+            let start = values(43, dim, 1.0);
+            let mut expected = start.clone();
+            Kernel::Scalar.weighted_sum_into(&weights, &data[3..], &rows, &mut expected);
+            for kernel in others() {
+                let mut found = start.clone();
+                kernel.weighted_sum_into(&weights, &data[3..], &rows, &mut found);
+                assert_eq!(bits(&found), bits(&expected), "{} at {dim}", kernel.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scan_that_starts_past_the_keys_finds_nothing() {
+    let dim = 8;
+    let keys = values(51, 16 * dim, 1.0);
+    for kernel in Kernel::available() {
+        let mut sketch = Sketch::new(kernel, &keys, &vec![0.0; dim]);
+        sketch.len = 3;
+        let (lower, upper) = {
+            let (group, offsets) = sketch.queries(kernel, &keys[..dim]);
+            let (mut lower, mut upper) = ([0.0; TILE], [0.0; TILE]);
+            kernel.intervals_into(
+                sketch.view(),
+                0..1,
+                &group,
+                &offsets,
+                &mut lower,
+                &mut upper,
+            );
+            (lower, upper)
+        };
+        assert!(
+            lower[3..]
+                .iter()
+                .chain(&upper[3..])
+                .all(|&bound| bound == f32::NEG_INFINITY)
+        );
+        assert!(lower[..3].iter().all(|bound| bound.is_finite()));
+        sketch.len = 0;
+        let (group, offsets) = sketch.queries(kernel, &keys[..dim]);
+        let mut out = [Candidates::default()];
+        let threshold = [ScanQuery {
+            tau: f32::NEG_INFINITY,
+            tail_scale: 1.0,
+        }];
+        kernel.scan_into(
+            sketch.view(),
+            0..1,
+            0,
+            &group,
+            &offsets,
+            &threshold,
+            &mut out,
+        );
+        assert_eq!(out[0], Candidates::default());
+    }
+}

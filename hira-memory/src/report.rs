@@ -1,0 +1,123 @@
+//! What a cache uses, part by part and tier by tier.
+
+use serde::Serialize;
+
+use crate::{MemoryPolicy, Part, Tier};
+use hira_index::IndexMemory;
+
+/// Bytes of one part on one tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryEntry {
+    /// The part.
+    pub part: Part,
+    /// Where it lies.
+    pub tier: Tier,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// Memory in use, one entry a part, coarsest level first.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct MemoryReport {
+    entries: Vec<MemoryEntry>,
+}
+
+impl MemoryReport {
+    /// The entries, coarsest level first, then sketch, keys and values.
+    pub fn entries(&self) -> &[MemoryEntry] {
+        &self.entries
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> usize {
+        self.entries.iter().map(|entry| entry.bytes).sum()
+    }
+
+    /// Bytes on one tier.
+    pub fn on(&self, tier: Tier) -> usize {
+        let on_tier = self.entries.iter().filter(|entry| entry.tier == tier);
+        on_tier.map(|entry| entry.bytes).sum()
+    }
+
+    /// Bytes of one part, over all tiers.
+    pub fn of(&self, part: Part) -> usize {
+        let of_part = self.entries.iter().filter(|entry| entry.part == part);
+        of_part.map(|entry| entry.bytes).sum()
+    }
+
+    /// Adds one index and its values, placed by `policy` on the given tiers.
+    pub fn add_index(
+        &mut self,
+        index: &IndexMemory,
+        values: usize,
+        policy: MemoryPolicy,
+        tiers: &[Tier],
+    ) {
+        for (level, bytes) in index.levels.iter().enumerate() {
+            self.add(Part::Level(level), *bytes, policy, tiers);
+        }
+        self.add(Part::Sketch, index.sketch, policy, tiers);
+        self.add(Part::Keys, index.keys, policy, tiers);
+        self.add(Part::Values, values, policy, tiers);
+    }
+
+    fn add(&mut self, part: Part, bytes: usize, policy: MemoryPolicy, tiers: &[Tier]) {
+        let tier = policy.place(part, tiers);
+        let same = |entry: &&mut MemoryEntry| entry.part == part && entry.tier == tier;
+        if let Some(entry) = self.entries.iter_mut().find(same) {
+            entry.bytes += bytes;
+            return;
+        }
+        self.entries.push(MemoryEntry { part, tier, bytes });
+        self.entries.sort_by_key(|entry| (entry.part, entry.tier));
+    }
+}
+
+impl std::fmt::Display for MemoryReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for entry in &self.entries {
+            writeln!(
+                f,
+                "{:<10} {:<7} {:>12} bytes",
+                entry.part.to_string(),
+                entry.tier,
+                entry.bytes
+            )?;
+        }
+        write!(f, "{:<18} {:>12} bytes", "total", self.total())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_several_indexes_add_up_by_tier() {
+        let index = IndexMemory {
+            keys: 100,
+            sketch: 30,
+            levels: vec![1, 2],
+        };
+        let policy = MemoryPolicy::Hybrid { num_fast_levels: 1 };
+        let tiers = [Tier::Device, Tier::Host];
+        let mut report = MemoryReport::default();
+        report.add_index(&index, 50, policy, &tiers);
+        report.add_index(&index, 50, policy, &tiers);
+        assert_eq!(report.total(), 2 * 183);
+        assert_eq!(report.on(Tier::Device), 2 * (1 + 30));
+        assert_eq!(report.on(Tier::Host), 2 * (2 + 100 + 50));
+        assert_eq!(report.of(Part::Keys), 200);
+        let parts: Vec<Part> = report.entries().iter().map(|entry| entry.part).collect();
+        assert_eq!(
+            parts,
+            [
+                Part::Level(0),
+                Part::Level(1),
+                Part::Sketch,
+                Part::Keys,
+                Part::Values
+            ]
+        );
+    }
+}

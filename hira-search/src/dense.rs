@@ -1,0 +1,82 @@
+//! The dense plan: the canonical score of every visible key.
+
+use rayon::prelude::*;
+
+use crate::group::Group;
+use crate::selection::Selection;
+use crate::settle::{Settling, settle};
+use crate::visible::Visible;
+
+/// Keys scored for every query of the group before the next ones: their rows stay in the first-level caches.
+const BLOCK_KEYS: usize = 64;
+/// Keys of one parallel part.
+const PART_KEYS: usize = 4096;
+
+/// Scores of a group: parts of [`PART_KEYS`] keys, each with one run of scores a query.
+#[derive(Debug, Default)]
+pub(crate) struct DenseScores {
+    scores: Vec<f32>,
+}
+
+impl DenseScores {
+    pub(crate) fn memory_usage(&self) -> usize {
+        4 * self.scores.capacity()
+    }
+
+    /// Scores every visible key for every query.
+    pub(crate) fn fill(&mut self, group: &Group<'_>, parallel: bool) {
+        let queries = group.len();
+        self.scores.clear();
+        self.scores.resize(queries * group.visible, 0.0);
+        let score = |(part, scores): (usize, &mut [f32])| {
+            score_part(group, part * PART_KEYS, scores);
+        };
+        let size = queries * PART_KEYS;
+        if parallel && group.visible > PART_KEYS {
+            self.scores.par_chunks_mut(size).enumerate().for_each(score);
+        } else {
+            self.scores.chunks_mut(size).enumerate().for_each(score);
+        }
+    }
+
+    /// Selects for query `g` from the scores.
+    pub(crate) fn select(
+        &self,
+        group: &Group<'_>,
+        g: usize,
+        buffers: &mut Settling,
+        out: &mut Selection,
+    ) {
+        let queries = group.len();
+        out.positions.extend(0..group.visible as u32);
+        for part in self.scores.chunks(queries * PART_KEYS) {
+            let keys = part.len() / queries;
+            out.scores
+                .extend_from_slice(&part[g * keys..(g + 1) * keys]);
+        }
+        settle(group.target, group.visible, group.scale, buffers, out);
+    }
+}
+
+/// Scores the keys from position `start` on; `scores` holds one run a query.
+fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
+    let queries = group.len();
+    let keys = scores.len() / queries;
+    let end = start + keys;
+    for Visible { segment, len } in Visible::segments(group.index, group.visible) {
+        let first = segment.start();
+        let (from, to) = (start.max(first), end.min(first + len));
+        let mut block = from;
+        while block < to {
+            let next = to.min(block + BLOCK_KEYS);
+            let rows = &segment.keys()[(block - first) * group.dim()..(next - first) * group.dim()];
+            for g in 0..queries {
+                let at = g * keys + block - start;
+                group
+                    .kernel
+                    .scores_into(group.query(g), rows, &mut scores[at..at + next - block]);
+            }
+            block = next;
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Why a search was refused.
+
+use hira_threshold::ThresholdError;
+use thiserror::Error;
+
+/// What a search or its configuration can be refused for; nothing is written when it is.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum SearchError {
+    /// The queries are not whole rows of the index's dimension.
+    #[error("queries hold {received} values, which is not whole rows of {expected}")]
+    Dimension {
+        /// Dimension of the index.
+        expected: usize,
+        /// Number of values received.
+        received: usize,
+    },
+    /// A group search was given another number of selections than queries.
+    #[error("{expected} queries need {expected} selections, received {received}")]
+    Outputs {
+        /// Number of queries.
+        expected: usize,
+        /// Number of selections received.
+        received: usize,
+    },
+    /// A query holds a NaN or an infinity.
+    #[error("query {query} is not finite in column {column}")]
+    NonFinite {
+        /// Row of the query.
+        query: usize,
+        /// First column that is not finite.
+        column: usize,
+    },
+    /// A query's norm reaches [`hira_kernels::MAX_NORM`].
+    #[error("the norm of query {query} reaches 2^63")]
+    Magnitude {
+        /// Row of the query.
+        query: usize,
+    },
+    /// More keys were declared visible than are stored.
+    #[error("{visible} visible keys, but only {stored} are stored")]
+    Visible {
+        /// Visible keys asked for.
+        visible: usize,
+        /// Keys in the index.
+        stored: usize,
+    },
+    /// A setting is out of range.
+    #[error("`{key}` must be {requirement}")]
+    Config {
+        /// Name of the setting.
+        key: &'static str,
+        /// What it must be.
+        requirement: &'static str,
+    },
+    /// The rule itself is not valid.
+    #[error(transparent)]
+    Threshold(#[from] ThresholdError),
+}

@@ -1,0 +1,81 @@
+//! One group search: its checked inputs.
+
+use hira_index::HierarchicalIndex;
+use hira_kernels::{Kernel, MAX_NORM};
+
+use crate::error::SearchError;
+use crate::settle::Target;
+
+/// The inputs of one group search, checked and resolved.
+pub(crate) struct Group<'a> {
+    pub(crate) index: &'a HierarchicalIndex,
+    pub(crate) kernel: Kernel,
+    pub(crate) queries: &'a [f32],
+    pub(crate) visible: usize,
+    pub(crate) target: Target,
+    pub(crate) scale: f32,
+}
+
+impl Group<'_> {
+    pub(crate) fn dim(&self) -> usize {
+        self.index.dim()
+    }
+
+    /// Number of queries.
+    pub(crate) fn len(&self) -> usize {
+        self.queries.len() / self.dim()
+    }
+
+    pub(crate) fn query(&self, g: usize) -> &[f32] {
+        &self.queries[g * self.dim()..(g + 1) * self.dim()]
+    }
+}
+
+/// Checks that `queries` are whole, finite rows of bounded norm, and counts them.
+pub(crate) fn check_queries(queries: &[f32], dim: usize) -> Result<usize, SearchError> {
+    if !queries.len().is_multiple_of(dim) {
+        return Err(SearchError::Dimension {
+            expected: dim,
+            received: queries.len(),
+        });
+    }
+    for (query, row) in queries.chunks_exact(dim).enumerate() {
+        if let Some(column) = row.iter().position(|value| !value.is_finite()) {
+            return Err(SearchError::NonFinite { query, column });
+        }
+        // In f64 no square overflows; the limit is exact but for the last bits of the sum.
+        let square: f64 = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        if square >= f64::from(MAX_NORM) * f64::from(MAX_NORM) {
+            return Err(SearchError::Magnitude { query });
+        }
+    }
+    Ok(queries.len() / dim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_refused_with_their_row() {
+        assert_eq!(check_queries(&[1.0, 2.0, 3.0, 4.0], 2), Ok(2));
+        assert_eq!(
+            check_queries(&[1.0, 2.0, 3.0], 2),
+            Err(SearchError::Dimension {
+                expected: 2,
+                received: 3
+            })
+        );
+        assert_eq!(
+            check_queries(&[1.0, 2.0, 3.0, f32::NAN], 2),
+            Err(SearchError::NonFinite {
+                query: 1,
+                column: 1
+            })
+        );
+        assert_eq!(
+            check_queries(&[1e19, 0.0], 2),
+            Err(SearchError::Magnitude { query: 0 })
+        );
+    }
+}

@@ -1,0 +1,68 @@
+//! The oracle: brute force over the canonical score.
+
+use hira_index::HierarchicalIndex;
+use hira_kernels::Kernel;
+use hira_threshold::ThresholdRule;
+
+use crate::error::SearchError;
+
+/// The positions (ascending) and canonical scores that `query` selects among the first `visible` keys, by sorting every score.
+///
+/// Shares nothing with the plans but the scalar kernel's canonical score; use it to check them.
+///
+/// # Errors
+/// [`SearchError::Visible`], [`SearchError::Dimension`] or an invalid rule.
+///
+/// # Complexity
+/// O(visible * (D + log visible)).
+///
+/// # Examples
+/// ```
+/// use hira_index::{HierarchicalIndex, IndexConfig};
+/// use hira_search::{HalfspaceSearcher, SearchConfig, search_naive};
+/// use hira_threshold::ThresholdRule;
+///
+/// let mut index = HierarchicalIndex::new(IndexConfig::new(2))?;
+/// index.append(&[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?;
+/// let rule = ThresholdRule::TopK { k: 2 };
+/// let (positions, scores) = search_naive(&index, &[1.0, 0.0], 3, &rule)?;
+/// assert_eq!((positions.as_slice(), scores.as_slice()), (&[0, 2][..], &[1.0, 1.0][..]));
+/// let searcher = HalfspaceSearcher::new(SearchConfig::default())?;
+/// assert_eq!(searcher.search(&index, &[1.0, 0.0], &rule)?.positions, positions);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn search_naive(
+    index: &HierarchicalIndex,
+    query: &[f32],
+    visible: usize,
+    rule: &ThresholdRule,
+) -> Result<(Vec<u32>, Vec<f32>), SearchError> {
+    rule.validate()?;
+    if query.len() != index.dim() {
+        return Err(SearchError::Dimension {
+            expected: index.dim(),
+            received: query.len(),
+        });
+    }
+    if visible > index.len() {
+        return Err(SearchError::Visible {
+            visible,
+            stored: index.len(),
+        });
+    }
+    let mut keys: Vec<(u32, f32)> = (0..visible)
+        .filter_map(|position| {
+            let key = index.key(position)?;
+            Some((position as u32, Kernel::Scalar.score(query, key)))
+        })
+        .collect();
+    if let Some(tau) = rule.tau() {
+        keys.retain(|&(_, score)| score >= tau);
+    } else if let Some(k) = rule.count(visible) {
+        // Adding 0.0 makes the two zeros one score; the sort is stable, so ties stay in order of position.
+        keys.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)));
+        keys.truncate(k);
+        keys.sort_by_key(|&(position, _)| position);
+    }
+    Ok(keys.into_iter().unzip())
+}

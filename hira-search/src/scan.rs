@@ -1,0 +1,211 @@
+//! The sketch scan: from intervals to candidates, with thresholds that rise while it runs.
+
+use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE};
+use hira_threshold::kth_largest;
+
+use crate::group::Group;
+use crate::partition::Run;
+use crate::settle::Target;
+use crate::tail;
+use crate::visible::Visible;
+
+/// Tiles scanned between two looks at the number of candidates: 1,024 keys.
+const CHUNK_TILES: usize = 64;
+/// A candidate list is cut down once it holds `2k` and this many more.
+const SPARE_CANDIDATES: usize = 512;
+
+/// What a scan reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Scan<'a> {
+    pub(crate) group: &'a Group<'a>,
+    pub(crate) prepared: &'a QueryGroup,
+    /// Of each visible segment.
+    pub(crate) offsets: &'a [SegmentOffsets],
+}
+
+/// One part's state: for each query its threshold and candidates. Every key of the part that is not a candidate is in the
+/// candidates' tail, relative to that threshold.
+#[derive(Debug, Default)]
+pub(crate) struct Part {
+    pub(crate) queries: Vec<ScanQuery>,
+    pub(crate) found: Vec<Candidates>,
+    /// Length at which each candidate list is cut down next.
+    limits: Vec<usize>,
+    lower: Vec<f32>,
+    upper: Vec<f32>,
+}
+
+impl Part {
+    pub(crate) fn memory_usage(&self) -> usize {
+        let found: usize = self
+            .found
+            .iter()
+            .map(|found| {
+                4 * (found.slots.capacity() + found.lower.capacity() + found.upper.capacity())
+            })
+            .sum();
+        found + 4 * (self.lower.capacity() + self.upper.capacity())
+    }
+
+    /// Starts a pass with one threshold a query. A query whose threshold is `+inf` takes no part.
+    pub(crate) fn begin(&mut self, target: Target, scale: f32, taus: impl Iterator<Item = f32>) {
+        self.queries.clear();
+        self.queries.extend(taus.map(|tau| ScanQuery {
+            tau,
+            tail_scale: if tau == f32::INFINITY { 0.0 } else { scale },
+        }));
+        let queries = self.queries.len();
+        self.found.resize_with(queries, Candidates::default);
+        self.found.iter_mut().for_each(Candidates::clear);
+        self.limits.clear();
+        self.limits.resize(
+            queries,
+            match target {
+                Target::AtLeast { .. } => usize::MAX,
+                Target::Top { k, .. } => k.saturating_mul(2).saturating_add(SPARE_CANDIDATES),
+            },
+        );
+    }
+
+    /// Scans the part's runs.
+    pub(crate) fn scan(&mut self, scan: &Scan<'_>, runs: &[Run]) {
+        let Some(first) = runs.first() else { return };
+        let mut segments = Visible::segments(scan.group.index, scan.group.visible)
+            .enumerate()
+            .skip(first.segment);
+        let mut at = segments.next();
+        for run in runs {
+            while let Some((segment, visible)) = at {
+                if segment == run.segment {
+                    self.scan_run(scan, &visible, run);
+                    break;
+                }
+                at = segments.next();
+            }
+        }
+    }
+
+    fn scan_run(&mut self, scan: &Scan<'_>, visible: &Visible<'_>, run: &Run) {
+        let Some(sketch) = visible.sketch() else {
+            return;
+        };
+        let offsets = &scan.offsets[run.segment];
+        let base = visible.segment.start() as u32;
+        let mut tile = run.tiles.start;
+        while tile < run.tiles.end {
+            let tiles = tile..run.tiles.end.min(tile + CHUNK_TILES);
+            tile = tiles.end;
+            if visible.is_mixed() {
+                self.filter(scan, visible, run.segment, tiles);
+            } else {
+                scan.group.kernel.scan_into(
+                    sketch,
+                    tiles,
+                    base,
+                    scan.prepared,
+                    offsets,
+                    &self.queries,
+                    &mut self.found,
+                );
+            }
+            if let Target::Top { k, .. } = scan.group.target {
+                self.raise(k);
+            }
+        }
+    }
+
+    /// What `scan_into` does, for a segment in which hidden keys are mixed with visible ones.
+    fn filter(
+        &mut self,
+        scan: &Scan<'_>,
+        visible: &Visible<'_>,
+        segment: usize,
+        tiles: std::ops::Range<usize>,
+    ) {
+        let Some(sketch) = visible.sketch() else {
+            return;
+        };
+        let lanes = tiles.len() * TILE;
+        let first = tiles.start * TILE;
+        let slots = lanes.min(sketch.len - first);
+        let base = visible.segment.start() as u32;
+        let size = lanes * self.queries.len();
+        self.lower.resize(size.max(self.lower.len()), 0.0);
+        self.upper.resize(size.max(self.upper.len()), 0.0);
+        scan.group.kernel.intervals_into(
+            sketch,
+            tiles,
+            scan.prepared,
+            &scan.offsets[segment],
+            &mut self.lower[..size],
+            &mut self.upper[..size],
+        );
+        for (g, (query, found)) in self.queries.iter().zip(&mut self.found).enumerate() {
+            let lower = &self.lower[g * lanes..g * lanes + slots];
+            let upper = &self.upper[g * lanes..g * lanes + slots];
+            for (i, (&lower, &upper)) in lower.iter().zip(upper).enumerate() {
+                let slot = (first + i) as u32;
+                let kept = upper >= query.tau;
+                if (!kept && query.tail_scale == 0.0)
+                    || visible.segment.position_of_slot(slot) as usize >= visible.len
+                {
+                    continue;
+                }
+                if kept {
+                    found.slots.push(base + slot);
+                    found.lower.push(lower);
+                    found.upper.push(upper);
+                } else {
+                    let weight = tail::weight(query.tail_scale, upper, query.tau);
+                    found.tail = tail::add(found.tail, weight);
+                }
+            }
+        }
+    }
+
+    /// Cuts down every candidate list that has outgrown its limit.
+    ///
+    /// The `k`-th largest lower bound of any keys is a proven threshold: those `k` keys reach it, so the `k`-th best does.
+    fn raise(&mut self, k: usize) {
+        for ((query, found), limit) in self
+            .queries
+            .iter_mut()
+            .zip(&mut self.found)
+            .zip(&mut self.limits)
+        {
+            if found.slots.len() <= *limit {
+                continue;
+            }
+            self.lower.clear();
+            self.lower.extend_from_slice(&found.lower);
+            let tau = kth_largest(&mut self.lower, k);
+            if tau > query.tau {
+                drop_below(found, query.tail_scale, query.tau, tau);
+                query.tau = tau;
+            }
+            // With many ties little is dropped: twice the length keeps the total work linear.
+            *limit = (*limit).max(2 * found.slots.len());
+        }
+    }
+}
+
+/// Drops the candidates whose upper bound is below `to`, and moves the tail from the reference `from` to `to`.
+fn drop_below(found: &mut Candidates, scale: f32, from: f32, to: f32) {
+    let mut sum = tail::rescale(found.tail, scale, from, to);
+    let mut kept = 0;
+    for i in 0..found.slots.len() {
+        let upper = found.upper[i];
+        found.slots[kept] = found.slots[i];
+        found.lower[kept] = found.lower[i];
+        found.upper[kept] = upper;
+        if upper >= to {
+            kept += 1;
+        } else if scale > 0.0 {
+            sum = tail::add(sum, tail::weight(scale, upper, to));
+        }
+    }
+    found.slots.truncate(kept);
+    found.lower.truncate(kept);
+    found.upper.truncate(kept);
+    found.tail = sum;
+}

@@ -1,0 +1,258 @@
+//! The searcher: checks, the choice of a plan, and the conveniences.
+
+use hira_index::HierarchicalIndex;
+use hira_threshold::ThresholdRule;
+use rayon::prelude::*;
+
+use crate::config::SearchConfig;
+use crate::error::SearchError;
+use crate::group::{Group, check_queries};
+use crate::plan::{Plan, PlanChoice};
+use crate::scratch::{Scratch, has_levels};
+use crate::selection::Selection;
+use crate::settle::Target;
+
+/// Queries of a batch that share one scan.
+const BATCH_GROUP: usize = 4;
+
+/// Finds the keys whose score reaches a threshold, exactly.
+///
+/// Stateless and cheap to clone: what a search remembers lives in its [`Scratch`].
+///
+/// # Numerics
+/// The selected set is identical to brute force over the canonical score ([`search_naive`](crate::search_naive)), ties to the lower position,
+/// whatever the plan, the kernel, the number of threads, the coarse levels and the way in which the keys were appended.
+///
+/// # Examples
+/// ```
+/// use hira_index::{HierarchicalIndex, IndexConfig};
+/// use hira_search::{HalfspaceSearcher, SearchConfig};
+/// use hira_threshold::ThresholdRule;
+///
+/// let mut index = HierarchicalIndex::new(IndexConfig::new(2))?;
+/// index.append(&[1.0, 0.0, 0.0, 1.0, 2.0, 2.0])?;
+/// let searcher = HalfspaceSearcher::new(SearchConfig::default())?;
+/// let found = searcher.search(&index, &[1.0, 0.5], &ThresholdRule::Fixed { tau: 1.0 })?;
+/// assert_eq!(found.positions, [0, 2]);
+/// assert_eq!(found.scores, [1.0, 3.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct HalfspaceSearcher {
+    config: SearchConfig,
+}
+
+impl HalfspaceSearcher {
+    /// A searcher with these settings.
+    ///
+    /// # Errors
+    /// [`SearchError::Config`] if `max_candidates` is 0.
+    pub fn new(config: SearchConfig) -> Result<Self, SearchError> {
+        config.validate()?;
+        Ok(Self { config })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &SearchConfig {
+        &self.config
+    }
+
+    /// Searches all stored keys for one query. Allocates its scratch: see
+    /// [`search_group_with`](Self::search_group_with) for repeated use.
+    ///
+    /// The tail is not asked for.
+    ///
+    /// # Errors
+    /// As [`search_group_with`](Self::search_group_with).
+    pub fn search(
+        &self,
+        index: &HierarchicalIndex,
+        query: &[f32],
+        rule: &ThresholdRule,
+    ) -> Result<Selection, SearchError> {
+        let mut out = Selection::default();
+        if query.len() != index.dim() {
+            return Err(SearchError::Dimension {
+                expected: index.dim(),
+                received: query.len(),
+            });
+        }
+        self.search_group_with(
+            index,
+            query,
+            index.len(),
+            rule,
+            0.0,
+            &mut Scratch::new(),
+            std::slice::from_mut(&mut out),
+        )?;
+        Ok(out)
+    }
+
+    /// Searches all stored keys for each row of `queries`, a few rows a scan, in parallel if the settings allow.
+    ///
+    /// The tails are not asked for.
+    ///
+    /// # Shapes
+    /// `queries`: any number of rows of the index's dimension.
+    ///
+    /// # Errors
+    /// As [`search_group_with`](Self::search_group_with).
+    pub fn search_batch(
+        &self,
+        index: &HierarchicalIndex,
+        queries: &[f32],
+        rule: &ThresholdRule,
+    ) -> Result<Vec<Selection>, SearchError> {
+        let dim = index.dim();
+        let rows = check_queries(queries, dim)?;
+        let mut out = vec![Selection::default(); rows];
+        let search = |scratch: &mut Scratch, (queries, out): (&[f32], &mut [Selection])| {
+            self.search_group_with(index, queries, index.len(), rule, 0.0, scratch, out)
+        };
+        if self.config.parallel {
+            queries
+                .par_chunks(BATCH_GROUP * dim)
+                .zip(out.par_chunks_mut(BATCH_GROUP))
+                .try_for_each_init(Scratch::new, search)?;
+        } else {
+            let mut scratch = Scratch::new();
+            queries
+                .chunks(BATCH_GROUP * dim)
+                .zip(out.chunks_mut(BATCH_GROUP))
+                .try_for_each(|group| search(&mut scratch, group))?;
+        }
+        Ok(out)
+    }
+
+    /// The `k` keys that score highest, all of them if fewer are stored.
+    ///
+    /// # Errors
+    /// As [`search`](Self::search); `k = 0` is an invalid rule.
+    pub fn top_k(
+        &self,
+        index: &HierarchicalIndex,
+        query: &[f32],
+        k: usize,
+    ) -> Result<Selection, SearchError> {
+        self.search(index, query, &ThresholdRule::TopK { k })
+    }
+
+    /// How many keys score at least `tau`, at most `max_candidates`.
+    ///
+    /// # Errors
+    /// As [`search`](Self::search).
+    pub fn count_above(
+        &self,
+        index: &HierarchicalIndex,
+        query: &[f32],
+        tau: f32,
+    ) -> Result<usize, SearchError> {
+        let found = self.search(index, query, &ThresholdRule::Fixed { tau })?;
+        Ok(found.len())
+    }
+
+    /// Searches positions `0..visible` for the queries that share one KV head: one scan serves them all.
+    ///
+    /// `out[g]` is overwritten, its memory reused: nothing is allocated once `scratch` and `out` have seen such a search. With
+    /// `scale > 0` the tail of every selection is bounded too; see [`Tail`](crate::Tail). On an error `out` is left as it was.
+    ///
+    /// # Shapes
+    /// `queries`: `[G, D]`, `out`: `[G]`.
+    ///
+    /// # Complexity
+    /// A sketch scan reads `D + 4` bytes a visible key once, and a row of `4 D` bytes for each survivor of each query; dense reads
+    /// `4 D` bytes a visible key once.
+    ///
+    /// # Errors
+    /// An invalid rule; queries that are not whole, finite rows with a norm below [`MAX_NORM`](hira_kernels::MAX_NORM); another number of
+    /// selections than queries; `visible` beyond the stored keys; a `scale` that is negative or not finite.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all of them change between two decode steps"
+    )]
+    pub fn search_group_with(
+        &self,
+        index: &HierarchicalIndex,
+        queries: &[f32],
+        visible: usize,
+        rule: &ThresholdRule,
+        scale: f32,
+        scratch: &mut Scratch,
+        out: &mut [Selection],
+    ) -> Result<(), SearchError> {
+        rule.validate()?;
+        let rows = check_queries(queries, index.dim())?;
+        check_call(index, rows, visible, scale, out)?;
+        for out in out.iter_mut() {
+            out.clear();
+            out.stats.stored = index.len();
+            out.stats.visible = visible;
+        }
+        if rows == 0 || visible == 0 {
+            return Ok(());
+        }
+        let group = Group {
+            index,
+            kernel: index.kernel(),
+            queries,
+            visible,
+            target: Target::new(rule, visible, self.config.max_candidates),
+            scale,
+        };
+        let plan = self.plan(&group, scratch);
+        match plan {
+            Plan::Dense => scratch.search_dense(&group, self.config.parallel, out),
+            Plan::SketchScan | Plan::Tree => {
+                scratch.search_sketch(&group, plan, self.config.parallel, out);
+            }
+        }
+        for out in out {
+            out.stats.plan = plan;
+        }
+        Ok(())
+    }
+
+    /// The plan asked for, or the cheapest, among those that can be followed.
+    fn plan(&self, group: &Group<'_>, scratch: &mut Scratch) -> Plan {
+        if group.index.num_levels() == 0 || group.target.is_everything(group.visible) {
+            return Plan::Dense;
+        }
+        match self.config.plan {
+            PlanChoice::Auto => scratch.choose(group),
+            PlanChoice::Force(Plan::Tree) if !has_levels(group.index, group.visible) => {
+                Plan::SketchScan
+            }
+            PlanChoice::Force(plan) => plan,
+        }
+    }
+}
+
+/// Checks what is neither in the rule nor in the queries.
+fn check_call(
+    index: &HierarchicalIndex,
+    rows: usize,
+    visible: usize,
+    scale: f32,
+    out: &[Selection],
+) -> Result<(), SearchError> {
+    if out.len() != rows {
+        return Err(SearchError::Outputs {
+            expected: rows,
+            received: out.len(),
+        });
+    }
+    if visible > index.len() {
+        return Err(SearchError::Visible {
+            visible,
+            stored: index.len(),
+        });
+    }
+    if !(0.0..f32::INFINITY).contains(&scale) {
+        return Err(SearchError::Config {
+            key: "scale",
+            requirement: "a finite number, at least 0",
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The last step of every plan: from exactly scored keys to the selection and its tail.
+
+use hira_threshold::{ThresholdRule, select_at_least, select_top_k_with};
+
+use crate::selection::{Selection, Tail};
+use crate::tail;
+
+/// A valid rule, resolved for the number of visible keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Target {
+    /// Every key that reaches `tau`, the best `limit` of them.
+    AtLeast { tau: f32, limit: usize },
+    /// The best `k` keys, `1 <= k <= visible`.
+    Top { k: usize, truncated: bool },
+}
+
+impl Target {
+    /// Resolves `rule` for `visible >= 1` keys. `tau` moves into the finite range, which changes no answer: a score is the
+    /// sum of products of two norms below 2^63, so its magnitude stays below 2^127.
+    pub(crate) fn new(rule: &ThresholdRule, visible: usize, max_candidates: Option<usize>) -> Self {
+        let limit = max_candidates.unwrap_or(usize::MAX);
+        match (rule.tau(), rule.count(visible)) {
+            (None, Some(k)) => Self::Top {
+                k: k.min(limit),
+                truncated: k > limit,
+            },
+            (tau, _) => Self::AtLeast {
+                tau: tau.unwrap_or(f32::MIN).clamp(f32::MIN, f32::MAX),
+                limit,
+            },
+        }
+    }
+
+    /// Whether every visible key is selected, so that no bound can help.
+    pub(crate) fn is_everything(&self, visible: usize) -> bool {
+        match *self {
+            Self::AtLeast { tau, limit } => tau == f32::MIN && limit >= visible,
+            Self::Top { k, .. } => k == visible,
+        }
+    }
+}
+
+/// Buffers of [`settle`].
+#[derive(Debug, Default)]
+pub(crate) struct Settling {
+    scores: Vec<f32>,
+    merits: Vec<u64>,
+}
+
+impl Settling {
+    pub(crate) fn memory_usage(&self) -> usize {
+        4 * self.scores.capacity() + 8 * self.merits.capacity()
+    }
+}
+
+/// Reduces the survivors in `out` (positions ascending, with their canonical scores) to the selection, and sets its tail to the
+/// survivors that were left out. Keys that were never scored are the caller's to add, relative to `out.tail.reference`.
+pub(crate) fn settle(
+    target: Target,
+    visible: usize,
+    scale: f32,
+    buffers: &mut Settling,
+    out: &mut Selection,
+) {
+    buffers.scores.clear();
+    if scale > 0.0 {
+        buffers.scores.extend_from_slice(&out.scores);
+    }
+    out.stats.survivors = out.positions.len();
+    let (keep, mut truncated) = match target {
+        Target::AtLeast { tau, limit } => {
+            select_at_least(&mut out.positions, &mut out.scores, tau);
+            (limit, out.positions.len() > limit)
+        }
+        Target::Top { k, truncated } => (k, truncated),
+    };
+    if out.positions.len() > keep {
+        select_top_k_with(
+            &mut out.positions,
+            &mut out.scores,
+            keep,
+            &mut buffers.merits,
+        );
+    }
+    let selected = out.positions.len();
+    truncated &= selected < visible;
+    out.stats.selected = selected;
+    out.stats.truncated = truncated;
+    let lowest = out.scores.iter().copied().reduce(f32::min);
+    let reference = match target {
+        Target::AtLeast { tau, .. } if !truncated && selected < visible => tau,
+        _ => lowest.unwrap_or(0.0),
+    };
+    out.tail = Tail {
+        reference,
+        sum: if selected == visible {
+            0.0
+        } else if scale > 0.0 {
+            left_out(&buffers.scores, scale, reference, selected)
+        } else {
+            f64::INFINITY
+        },
+    };
+}
+
+/// Weight of the scored keys that were not among the `selected`: all below `reference`, and its ties beyond the selected.
+fn left_out(scores: &[f32], scale: f32, reference: f32, selected: usize) -> f64 {
+    let mut sum = 0.0;
+    let mut reached = 0;
+    for &score in scores {
+        if score >= reference {
+            reached += 1;
+        } else {
+            sum = tail::add(sum, tail::weight(scale, score, reference));
+        }
+    }
+    tail::add(sum, (reached - selected) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(target: Target, scores: &[f32], visible: usize, scale: f32) -> Selection {
+        let mut out = Selection {
+            positions: (0..scores.len() as u32).collect(),
+            scores: scores.to_vec(),
+            ..Selection::default()
+        };
+        settle(target, visible, scale, &mut Settling::default(), &mut out);
+        out
+    }
+
+    #[test]
+    fn ties_beyond_the_selected_weigh_one_each() {
+        let target = Target::Top {
+            k: 2,
+            truncated: false,
+        };
+        let out = settled(target, &[1.0, 2.0, 1.0, 1.0], 4, 0.5);
+        assert_eq!(out.positions, [0, 1]);
+        assert_eq!(out.tail.reference, 1.0);
+        assert!(out.tail.sum >= 2.0 && out.tail.sum < 2.0 + 1e-9);
+    }
+
+    #[test]
+    fn a_truncated_selection_refers_to_its_lowest_score() {
+        let target = Target::new(
+            &ThresholdRule::Fixed {
+                tau: f32::NEG_INFINITY,
+            },
+            4,
+            Some(1),
+        );
+        let out = settled(target, &[1.0, 2.0, 1.0, 1.0], 4, 1.0);
+        assert_eq!(
+            (out.positions.as_slice(), out.stats.truncated),
+            (&[1][..], true)
+        );
+        assert_eq!(out.tail.reference, 2.0);
+        assert!(out.tail.sum >= 3.0 * (-1.0f64).exp());
+    }
+
+    #[test]
+    fn an_unasked_tail_is_infinite_unless_nothing_is_left_out() {
+        let rule = ThresholdRule::Fixed { tau: 0.5 };
+        let target = Target::new(&rule, 2, None);
+        assert_eq!(settled(target, &[1.0, 2.0], 2, 0.0).tail.sum, 0.0);
+        let out = settled(target, &[1.0, 0.0], 2, 0.0);
+        assert_eq!((out.tail.reference, out.tail.sum), (0.5, f64::INFINITY));
+    }
+}

@@ -1,0 +1,207 @@
+//! What is done for one query after the scan: from candidates to survivors, exact scores and the selection.
+
+use hira_threshold::kth_largest;
+
+use crate::group::Group;
+use crate::scan::Part;
+use crate::selection::Selection;
+use crate::settle::{Settling, Target, settle};
+use crate::tail;
+use crate::visible::Visible;
+
+/// One query's buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Rescoring {
+    /// Lower bounds of all candidates, reordered by the selection of the k-th.
+    lower: Vec<f32>,
+    /// Rows of the survivors within one segment.
+    rows: Vec<u32>,
+    bitmap: Vec<u64>,
+    pub(crate) settling: Settling,
+}
+
+/// What the candidates of a query come to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Outcome {
+    /// The selection is complete.
+    Selected,
+    /// The guessed threshold was too high; this lower one is proven (`-inf` if there were fewer than `k` candidates).
+    Rescan(f32),
+}
+
+impl Rescoring {
+    pub(crate) fn memory_usage(&self) -> usize {
+        4 * (self.lower.capacity() + self.rows.capacity())
+            + 8 * self.bitmap.capacity()
+            + self.settling.memory_usage()
+    }
+
+    /// Selects for query `g` from the parts' candidates. `skipped` is the weight of keys that no part read, relative to `tau`, the
+    /// threshold that the pass began with.
+    pub(crate) fn select(
+        &mut self,
+        group: &Group<'_>,
+        g: usize,
+        parts: &[Part],
+        (tau, skipped): (f32, f64),
+        out: &mut Selection,
+    ) -> Outcome {
+        // Every key that is not a candidate of its part scores below this.
+        let excluded = parts
+            .iter()
+            .fold(tau, |tau, part| tau.max(part.queries[g].tau));
+        out.stats.candidates = parts.iter().map(|part| part.found[g].slots.len()).sum();
+        let proven = match group.target {
+            Target::AtLeast { tau, .. } => tau,
+            Target::Top { k, .. } => self.kth_lower(parts, g, k),
+        };
+        // Above the proven threshold if the guess was too high for the lower bounds; the exact scores may still reach it.
+        let floor = proven.max(excluded);
+        out.positions.clear();
+        for part in parts {
+            let found = &part.found[g];
+            keep_at_least(&found.slots, &found.upper, floor, &mut out.positions);
+        }
+        if let Target::Top { k, .. } = group.target
+            && out.positions.len() < k
+        {
+            return Outcome::Rescan(proven);
+        }
+        self.to_positions(group, &mut out.positions);
+        out.scores.clear();
+        out.scores.resize(out.positions.len(), 0.0);
+        self.score(group, g, out);
+        settle(
+            group.target,
+            group.visible,
+            group.scale,
+            &mut self.settling,
+            out,
+        );
+        // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
+        if let Target::Top { .. } = group.target
+            && out.tail.reference < excluded
+        {
+            return Outcome::Rescan(out.tail.reference);
+        }
+        if group.scale > 0.0 && out.stats.selected < group.visible {
+            add_unscored(group, g, parts, (tau, skipped), floor, out);
+        }
+        Outcome::Selected
+    }
+
+    /// The `k`-th largest lower bound of all candidates: at least `k` keys reach it. `-inf` if there are fewer candidates.
+    fn kth_lower(&mut self, parts: &[Part], g: usize, k: usize) -> f32 {
+        self.lower.clear();
+        for part in parts {
+            self.lower.extend_from_slice(&part.found[g].lower);
+        }
+        kth_largest(&mut self.lower, k)
+    }
+
+    /// Turns slots, ascending by segment, into positions, ascending.
+    fn to_positions(&mut self, group: &Group<'_>, slots: &mut [u32]) {
+        let mut rest = slots;
+        for Visible { segment, .. } in Visible::segments(group.index, group.visible) {
+            let start = segment.start() as u32;
+            let end = start + segment.len() as u32;
+            let (here, after) = rest.split_at_mut(rest.partition_point(|&slot| slot < end));
+            rest = after;
+            if segment.order().is_some() {
+                for slot in here.iter_mut() {
+                    *slot = segment.position_of_slot(*slot - start);
+                }
+                self.sort(here, segment.len());
+                here.iter_mut().for_each(|position| *position += start);
+            }
+        }
+    }
+
+    /// Sorts distinct positions below `len`: by a bitmap where that is short, 4 times as fast as comparing.
+    fn sort(&mut self, positions: &mut [u32], len: usize) {
+        let words = len.div_ceil(64);
+        if words > 4 * positions.len() {
+            positions.sort_unstable();
+            return;
+        }
+        self.bitmap.clear();
+        self.bitmap.resize(words, 0);
+        for &position in positions.iter() {
+            self.bitmap[position as usize / 64] |= 1 << (position % 64);
+        }
+        let mut sorted = positions.iter_mut();
+        for (word, &bits) in self.bitmap.iter().enumerate() {
+            let mut bits: u64 = bits;
+            while bits != 0 {
+                if let Some(position) = sorted.next() {
+                    *position = 64 * word as u32 + bits.trailing_zeros();
+                }
+                bits &= bits - 1;
+            }
+        }
+    }
+
+    /// Canonical scores of `out.positions`.
+    fn score(&mut self, group: &Group<'_>, g: usize, out: &mut Selection) {
+        let mut from = 0;
+        for Visible { segment, len } in Visible::segments(group.index, group.visible) {
+            let start = segment.start() as u32;
+            let end = start + len as u32;
+            let to = from + out.positions[from..].partition_point(|&position| position < end);
+            let rows = if start == 0 {
+                &out.positions[from..to]
+            } else {
+                self.rows.clear();
+                self.rows
+                    .extend(out.positions[from..to].iter().map(|&p| p - start));
+                &self.rows
+            };
+            group.kernel.scores_at_into(
+                group.query(g),
+                segment.keys(),
+                rows,
+                &mut out.scores[from..to],
+            );
+            from = to;
+        }
+    }
+}
+
+/// Appends the slots whose upper bound reaches `floor`.
+fn keep_at_least(slots: &[u32], upper: &[f32], floor: f32, kept: &mut Vec<u32>) {
+    let first = kept.len();
+    kept.resize(first + slots.len(), 0);
+    let mut end = first;
+    for (&slot, &upper) in slots.iter().zip(upper) {
+        // Written always, counted only if kept: no branch to mispredict.
+        kept[end] = slot;
+        end += usize::from(upper >= floor);
+    }
+    kept.truncate(end);
+}
+
+/// Adds to the tail the keys that were never scored: those that no part read, those below their part's threshold, and the
+/// candidates below `floor`.
+fn add_unscored(
+    group: &Group<'_>,
+    g: usize,
+    parts: &[Part],
+    (tau, skipped): (f32, f64),
+    floor: f32,
+    out: &mut Selection,
+) {
+    let reference = out.tail.reference;
+    let mut sum = tail::add(
+        out.tail.sum,
+        tail::rescale(skipped, group.scale, tau, reference),
+    );
+    for part in parts {
+        let found = &part.found[g];
+        let below = tail::rescale(found.tail, group.scale, part.queries[g].tau, reference);
+        sum = tail::add(sum, below);
+        for &upper in found.upper.iter().filter(|&&upper| upper < floor) {
+            sum = tail::add(sum, tail::weight(group.scale, upper, reference));
+        }
+    }
+    out.tail.sum = sum;
+}

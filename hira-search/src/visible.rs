@@ -1,0 +1,58 @@
+//! The part of a segment that a query may see.
+
+use hira_index::{HierarchicalIndex, Segment};
+use hira_kernels::{SketchView, TILE, tile_lines};
+
+/// A segment, and how many of its keys (in time order) lie below the query's `visible` limit: at least one.
+#[derive(Clone, Copy)]
+pub(crate) struct Visible<'a> {
+    pub(crate) segment: &'a Segment,
+    pub(crate) len: usize,
+}
+
+impl<'a> Visible<'a> {
+    /// The segments that hold positions below `visible`, in order: a prefix of the index's segments.
+    pub(crate) fn segments(
+        index: &'a HierarchicalIndex,
+        visible: usize,
+    ) -> impl Iterator<Item = Visible<'a>> {
+        index
+            .segments()
+            .take_while(move |segment| segment.start() < visible)
+            .map(move |segment| Visible {
+                segment,
+                len: segment.len().min(visible - segment.start()),
+            })
+    }
+
+    /// Whether hidden keys are mixed with visible ones in slot order, so that every slot must be looked at.
+    pub(crate) fn is_mixed(&self) -> bool {
+        self.len < self.segment.len() && self.segment.order().is_some()
+    }
+
+    /// Number of slots that must be read to see every visible key.
+    pub(crate) fn slots(&self) -> usize {
+        if self.is_mixed() {
+            self.segment.len()
+        } else {
+            self.len
+        }
+    }
+
+    /// Number of tiles that must be read to see every visible key.
+    pub(crate) fn tiles(&self) -> usize {
+        self.slots().div_ceil(TILE)
+    }
+
+    /// The sketch of those tiles; hidden keys are in it only if [`is_mixed`](Self::is_mixed).
+    pub(crate) fn sketch(&self) -> Option<SketchView<'a>> {
+        let whole = self.segment.sketch()?;
+        let tiles = self.tiles();
+        Some(SketchView {
+            dim: whole.dim,
+            len: self.slots(),
+            lines: &whole.lines[..tiles * tile_lines(whole.dim)],
+            norms: &whole.norms[..tiles],
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! Real attention keys: every layer that was captured, against brute force.
+//!
+//! Reads `$HIRA_CAPTURES`, or `shared/captures` beside the repository; without either it says so and checks nothing.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{PLANS, assert_exact, build};
+use half::f16;
+use hira_index::IndexConfig;
+use hira_kernels::Kernel;
+use hira_search::{HalfspaceSearcher, Scratch, SearchConfig, Selection};
+use hira_threshold::ThresholdRule;
+use safetensors::{Dtype, SafeTensors};
+
+/// One of this many query rows is checked in a debug build; `verify` checks all of them.
+const STRIDE: usize = if cfg!(debug_assertions) { 61 } else { 17 };
+
+#[test]
+fn captured_heads_are_searched_exactly() {
+    let Some(folder) = captures() else { return };
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("a readable folder")
+        .map(|entry| entry.expect("a readable entry").path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ending| ending == "safetensors")
+        })
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no captures in {}", folder.display());
+    for file in files {
+        check(&file);
+    }
+}
+
+fn captures() -> Option<PathBuf> {
+    let folder = match std::env::var_os("HIRA_CAPTURES") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/captures"),
+    };
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!(
+        "skipped: no captures at {} (set HIRA_CAPTURES)",
+        folder.display()
+    );
+    None
+}
+
+fn values(file: &SafeTensors<'_>, name: &str) -> (Vec<f32>, [usize; 3]) {
+    let tensor = file.tensor(name).expect("the tensor");
+    assert_eq!(tensor.dtype(), Dtype::F16);
+    let values = tensor.data().as_chunks::<2>().0.iter();
+    let shape = tensor.shape().try_into().expect("three dimensions");
+    (
+        values.map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+        shape,
+    )
+}
+
+fn check(path: &Path) {
+    let bytes = std::fs::read(path).expect("a readable file");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let (keys, [heads, len, dim]) = values(&file, "k");
+    let (queries, [query_heads, rows, _]) = values(&file, "q");
+    let group = query_heads / heads;
+    for head in 0..heads {
+        let keys = &keys[head * len * dim..(head + 1) * len * dim];
+        let index = build(IndexConfig::new(dim), Kernel::best(), keys);
+        let scan = build(
+            IndexConfig::new(dim)
+                .with_num_levels(1)
+                .with_segment_len(2048),
+            Kernel::best(),
+            keys,
+        );
+        for row in (head..rows).step_by(STRIDE) {
+            let visible = len - rows + row + 1;
+            let queries: Vec<f32> = (head * group..(head + 1) * group)
+                .flat_map(|q| &queries[(q * rows + row) * dim..][..dim])
+                .copied()
+                .collect();
+            for rule in [
+                ThresholdRule::TopK { k: 256 },
+                ThresholdRule::Percentile { percent: 0.5 },
+                ThresholdRule::Fixed { tau: 20.0 },
+            ] {
+                for plan in PLANS {
+                    let searcher = HalfspaceSearcher::new(SearchConfig::default().with_plan(plan))
+                        .expect("valid settings");
+                    for index in [&index, &scan] {
+                        let mut out = vec![Selection::default(); group];
+                        searcher
+                            .search_group_with(
+                                index,
+                                &queries,
+                                visible,
+                                &rule,
+                                0.125,
+                                &mut Scratch::new(),
+                                &mut out,
+                            )
+                            .expect("a valid search");
+                        for (query, found) in queries.chunks_exact(dim).zip(&out) {
+                            assert_exact(index, query, visible, &rule, 0.125, found);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What can be wrong with a rule.
+
+use thiserror::Error;
+
+/// Why a rule was refused.
+#[derive(Error, Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum ThresholdError {
+    /// A fixed threshold that no score can be compared with.
+    #[error("tau must not be NaN")]
+    TauNan,
+    /// A top-k rule that would select nothing.
+    #[error("k must be at least 1")]
+    ZeroK,
+    /// A percentile outside of its range, or NaN.
+    #[error("percent must be above 0 and at most 100, received {percent}")]
+    Percent {
+        /// The value received.
+        percent: f32,
+    },
+    /// Text that does not start with the name of a rule and an equals sign.
+    #[error("a rule is written fixed=TAU, top-k=K or percentile=PERCENT")]
+    UnknownRule,
+    /// Text that names a rule, followed by something that is not its number.
+    #[error("{rule} must be followed by {requirement}")]
+    Value {
+        /// The rule named.
+        rule: &'static str,
+        /// What has to follow it.
+        requirement: &'static str,
+    },
+}

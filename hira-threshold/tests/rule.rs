@@ -1,0 +1,168 @@
+//! The rule's limits, its counts and its written forms.
+
+use hira_threshold::{ThresholdError, ThresholdRule};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+const FIXED: ThresholdRule = ThresholdRule::Fixed { tau: 1.5 };
+const TOP: ThresholdRule = ThresholdRule::TopK { k: 256 };
+const SHARE: ThresholdRule = ThresholdRule::Percentile { percent: 2.0 };
+
+#[test]
+fn tagged_form() {
+    for (rule, json) in [
+        (FIXED, r#"{"rule":"fixed","tau":1.5}"#),
+        (TOP, r#"{"rule":"top_k","k":256}"#),
+        (SHARE, r#"{"rule":"percentile","percent":2.0}"#),
+        (
+            ThresholdRule::Fixed {
+                tau: f32::NEG_INFINITY,
+            },
+            r#"{"rule":"fixed","tau":"-inf"}"#,
+        ),
+        (
+            ThresholdRule::Fixed { tau: f32::INFINITY },
+            r#"{"rule":"fixed","tau":"inf"}"#,
+        ),
+    ] {
+        assert_eq!(serde_json::to_string(&rule).unwrap(), json);
+        assert_eq!(serde_json::from_str::<ThresholdRule>(json).unwrap(), rule);
+    }
+    let whole: ThresholdRule = serde_json::from_str(r#"{"rule":"fixed","tau":-3}"#).unwrap();
+    assert_eq!(whole, ThresholdRule::Fixed { tau: -3.0 });
+    let whole: ThresholdRule =
+        serde_json::from_str(r#"{"rule":"percentile","percent":2}"#).unwrap();
+    assert_eq!(whole, SHARE);
+}
+
+#[test]
+fn tagged_form_refuses() {
+    for json in [
+        r#"{"rule":"top_k","k":256,"extra":1}"#,
+        r#"{"rule":"fixed","tau":1.5,"k":2}"#,
+        r#"{"rule":"top_k"}"#,
+        r#"{"rule":"top-k","k":1}"#,
+        r#"{"rule":"top_k","k":-1}"#,
+        r#"{"rule":"fixed","tau":"many"}"#,
+        r#"{"rule":"fixed","tau":1e300}"#,
+        r#"{"rule":"fixed","tau":null}"#,
+        r#"{"k":1}"#,
+    ] {
+        assert!(
+            serde_json::from_str::<ThresholdRule>(json).is_err(),
+            "{json}"
+        );
+    }
+}
+
+#[test]
+fn one_word_form() {
+    for (rule, word) in [
+        (FIXED, "fixed=1.5"),
+        (TOP, "top-k=256"),
+        (SHARE, "percentile=2"),
+        (
+            ThresholdRule::Fixed {
+                tau: f32::NEG_INFINITY,
+            },
+            "fixed=-inf",
+        ),
+    ] {
+        assert_eq!(rule.to_string(), word);
+        assert_eq!(word.parse(), Ok(rule));
+    }
+    let refused = |word: &str| word.parse::<ThresholdRule>().unwrap_err();
+    assert_eq!(refused("top-k"), ThresholdError::UnknownRule);
+    assert_eq!(refused("best=3"), ThresholdError::UnknownRule);
+    assert_eq!(refused("top-k=0"), ThresholdError::ZeroK);
+    assert_eq!(
+        refused("top-k=1.5"),
+        ThresholdError::Value {
+            rule: "top-k",
+            requirement: "a whole number"
+        }
+    );
+    assert_eq!(
+        refused("fixed="),
+        ThresholdError::Value {
+            rule: "fixed",
+            requirement: "a number"
+        }
+    );
+    assert_eq!(refused("fixed=NaN"), ThresholdError::TauNan);
+    assert_eq!(
+        refused("percentile=101"),
+        ThresholdError::Percent { percent: 101.0 }
+    );
+}
+
+#[test]
+fn limits() {
+    for rule in [
+        FIXED,
+        TOP,
+        SHARE,
+        ThresholdRule::Percentile { percent: 100.0 },
+    ] {
+        assert_eq!(rule.validate(), Ok(()));
+    }
+    assert_eq!(
+        ThresholdRule::Fixed { tau: f32::NAN }.validate(),
+        Err(ThresholdError::TauNan)
+    );
+    assert_eq!(
+        ThresholdRule::TopK { k: 0 }.validate(),
+        Err(ThresholdError::ZeroK)
+    );
+    for percent in [0.0, -0.0, -1.0, 100.00001, f32::INFINITY] {
+        assert_eq!(
+            ThresholdRule::Percentile { percent }.validate(),
+            Err(ThresholdError::Percent { percent })
+        );
+    }
+    let error = ThresholdRule::Percentile { percent: f32::NAN }
+        .validate()
+        .unwrap_err();
+    assert!(matches!(error, ThresholdError::Percent { .. }));
+}
+
+#[test]
+fn counts_of_decimals() {
+    let count = |percent, visible| {
+        ThresholdRule::Percentile { percent }
+            .count(visible)
+            .unwrap()
+    };
+    assert_eq!(count(0.1, 1000), 1);
+    assert_eq!(count(0.1, 1001), 2);
+    assert_eq!(count(7.0, 100), 7);
+    assert_eq!(count(12.15, 66_107), 8_033); // 8032.0005
+    assert_eq!(count(33.3, 1000), 333);
+    assert_eq!(count(12.5, 8), 1);
+    assert_eq!(count(12.5, 9), 2);
+    assert_eq!(count(1e-30, 5), 1);
+    assert_eq!(count(50.0, 0), 0);
+    assert_eq!(count(100.0, 12345), 12345);
+    assert_eq!(count(50.0, (1 << 26) + 1), (1 << 25) + 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("regressions")))]
+
+    #[test]
+    fn percent_counts_are_the_ceiling(hundredths in 1u64..=10_000, visible in 0usize..200_000) {
+        let rule = ThresholdRule::Percentile { percent: hundredths as f32 / 100.0 };
+        let expected = (hundredths * visible as u64).div_ceil(10_000) as usize;
+        prop_assert_eq!(rule.count(visible), Some(expected));
+    }
+
+    #[test]
+    fn words_round_trip(tau in any::<f32>(), k in 1usize.., percent in 0.001f32..=100.0) {
+        prop_assume!(!tau.is_nan());
+        for rule in [ThresholdRule::Fixed { tau }, ThresholdRule::TopK { k }, ThresholdRule::Percentile { percent }] {
+            prop_assert_eq!(rule.to_string().parse(), Ok(rule));
+            let json = serde_json::to_string(&rule).unwrap();
+            prop_assert_eq!(serde_json::from_str::<ThresholdRule>(&json).unwrap(), rule);
+        }
+    }
+}

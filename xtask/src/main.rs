@@ -1,0 +1,157 @@
+//! Every chore of the workspace as one command: `cargo xtask --help` explains each.
+//!
+//! The test matrix is a list of steps (`matrix.rs`), each a function in `steps.rs`; the checks that need no compiler are
+//! `tidy.rs` and `layers.rs`; `shell.rs` runs programs and counts the tests that they report.
+
+mod bench;
+mod demo;
+mod docs;
+mod drivers;
+mod layers;
+mod matrix;
+mod samples;
+mod shell;
+mod source;
+mod steps;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{matrix::Options, workspace::Workspace};
+
+/// Every chore of Hira: tests, checks, the demo, the benches, the docs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run the test matrix: everything that this machine can check, cheapest first
+    ///
+    /// Prints one line a step with its time, then what was skipped and why, then the number of
+    /// tests. A step whose need is missing (a Vulkan or CUDA driver, the captures) is skipped and
+    /// says so. The output of each step goes to target/xtask/STEP.log, and to the terminal with
+    /// --verbose or when the step fails. The exit code is 0 only if no step failed.
+    #[command(verbatim_doc_comment)]
+    Test(Options),
+
+    /// What .ci/run calls: the whole matrix, output shown, going on after a failure
+    Ci,
+
+    /// Check the house rules that need no compiler
+    ///
+    /// File lengths, `unsafe` only in hira-kernels, no unfinished markers or ignored tests, every
+    /// crate introduced by its `//!`, no trailing whitespace, no paths of one machine, every
+    /// dependency inherited from the workspace, and no document that names a command, binary or
+    /// step which does not exist.
+    #[command(verbatim_doc_comment)]
+    Tidy,
+
+    /// Check that dependencies between the crates point downwards only
+    ///
+    /// The order is kernels < index < threshold < search < memory < cache < attention < examples.
+    /// Also proves with `cargo tree` that the numerical cores (--no-default-features) do not
+    /// depend on Burn.
+    #[command(verbatim_doc_comment)]
+    Layers,
+
+    /// Dense beside Hira on a real model: one document, one prefill, two answers, one table
+    ///
+    /// Builds hira-examples in release (some minutes the first time) and runs its `demo` binary,
+    /// which fetches SmolLM2-135M (93 MB, once), reads the bundled text, asks a question about it
+    /// and compares the two attentions. Everything after `demo` is handed to the binary:
+    /// `cargo xtask demo -- --help` lists its flags.
+    #[command(verbatim_doc_comment)]
+    Demo {
+        /// Flags of the demo binary, such as --question "..." --max-new 64 --top-k-keys 128 --json
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
+    /// Measure one decode step's attention and, without --quick, the kernels and the search
+    ///
+    /// Runs the `bench_attention` binary of hira-examples in release: Hira beside Burn's own
+    /// attention on the same recorded tensors, every timed answer checked. Without --quick also
+    /// the Criterion benches of hira-kernels and hira-search. Close other programs first: the
+    /// figures are of memory speed. Everything else is handed to bench_attention.
+    #[command(verbatim_doc_comment)]
+    Bench {
+        /// Only the attention bench, with fewer repetitions: under two minutes once built
+        #[arg(long)]
+        quick: bool,
+        /// Flags of the bench_attention binary
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
+    /// Build the documentation of every crate and print where it is
+    Doc {
+        /// Open it in the browser
+        #[arg(long)]
+        open: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one chore; `false` means that it ran and found something wrong, which it has printed.
+fn run(cli: Cli) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    match cli.chore {
+        Chore::Test(options) => matrix::run(&workspace, &options),
+        Chore::Ci => matrix::run(&workspace, &Options::ci()),
+        Chore::Tidy => report("tidy", tidy::check(&workspace)?),
+        Chore::Layers => report("layers", layers::check(&workspace)?),
+        Chore::Demo { flags } => demo::run(&workspace, &flags),
+        Chore::Bench { quick, flags } => bench::run(&workspace, quick, &flags),
+        Chore::Doc { open } => docs::run(&workspace, open),
+    }
+}
+
+/// Prints the findings of a check, one a line; true if there are none.
+fn report(check: &str, findings: Vec<String>) -> Result<bool> {
+    for finding in &findings {
+        println!("{finding}");
+    }
+    println!("{check}: {} findings", findings.len());
+    Ok(findings.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_chore_is_explained() {
+        for chore in Cli::command().get_subcommands() {
+            assert!(
+                chore.get_about().is_some(),
+                "{} has no help",
+                chore.get_name()
+            );
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Runs the binaries of hira-examples on small input, as a user would, and reads what they print.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{matrix::Outcome, shell::Shell, workspace::Workspace};
+
+/// How `llama` begins to say that there is no model and no way to get it.
+const NO_MODEL: &str = "cannot fetch SmolLM2";
+
+/// How `verify` is run on each capture: every rule, every kind of index and plan, growing key by key, one thread.
+const VERIFICATIONS: [&[&str]; 6] = [
+    &["--rule", "top-k=256"],
+    &["--rule", "percentile=2", "--levels", "1"],
+    &["--rule", "fixed=8", "--levels", "0"],
+    &[
+        "--rule",
+        "top-k=64",
+        "--segment-len",
+        "2048",
+        "--plan",
+        "tree",
+    ],
+    &[
+        "--rule",
+        "top-k=256",
+        "--append-from",
+        "7680",
+        "--segment-len",
+        "4096",
+    ],
+    &[
+        "--rule",
+        "percentile=0.5",
+        "--kernel",
+        "scalar",
+        "--threads",
+        "1",
+    ],
+];
+
+/// Compares the selected keys of a capture with brute force; `verify` exits non-zero on any difference.
+pub(crate) fn verify(workspace: &Workspace, shell: &Shell, capture: &Path) -> Result<()> {
+    for flags in VERIFICATIONS {
+        shell.run(binary(workspace, "verify").arg(capture).args(flags))?;
+    }
+    Ok(())
+}
+
+/// A short prompt with dense attention and with Hira under a threshold that keeps every key: the same tokens. Skipped if
+/// there is no model.
+pub(crate) fn llama(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
+    let dense = match generate(workspace, shell, &["--attention", "dense"]) {
+        Err(_) if shell.recent().contains(NO_MODEL) => {
+            return Ok(Outcome::Skipped(NO_MODEL.to_string()));
+        }
+        dense => dense?,
+    };
+    ensure!(!dense.is_empty(), "dense attention generated no token");
+    let hira = generate(
+        workspace,
+        shell,
+        &["--attention", "hira", "--threshold=-inf"],
+    )?;
+    ensure!(
+        dense == hira,
+        "tokens differ: dense {dense:?}, Hira {hira:?}"
+    );
+    Ok(Outcome::Passed)
+}
+
+/// The tokens of a short answer.
+fn generate(workspace: &Workspace, shell: &Shell, flags: &[&str]) -> Result<Vec<Value>> {
+    let mut llama = binary(workspace, "llama");
+    llama
+        .args([
+            "--prompt",
+            "The colours of the rainbow are",
+            "--max-new",
+            "8",
+            "--json",
+        ])
+        .args(flags);
+    let printed = shell.run(&mut llama)?;
+    let last = printed.lines().last().context("llama printed nothing")?;
+    let answer: Value = serde_json::from_str(last).context("the last line is not JSON")?;
+    Ok(answer["tokens"]
+        .as_array()
+        .context("the answer has no tokens")?
+        .clone())
+}
+
+fn binary(workspace: &Workspace, name: &str) -> Command {
+    let mut command = Command::new(workspace.target().join("debug").join(name));
+    command.current_dir(workspace.root());
+    command
+}
