@@ -1,6 +1,6 @@
 //! Captured attention keys, values and queries: reading a safetensors file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -33,13 +33,8 @@ pub struct Capture {
 #[non_exhaustive]
 pub enum CaptureError {
     /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("cannot be read")]
+    Read(#[source] std::io::Error),
     /// The file is of another format, or cut short.
     #[error("not a whole safetensors file")]
     Format(#[source] SafeTensorError),
@@ -91,10 +86,7 @@ impl Capture {
     /// # Errors
     /// [`CaptureError`], where the file cannot be read or is no capture.
     pub fn read(path: &Path) -> Result<Self, CaptureError> {
-        let bytes = std::fs::read(path).map_err(|source| CaptureError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = std::fs::read(path).map_err(CaptureError::Read)?;
         Self::from_bytes(&bytes)
     }
 
@@ -224,10 +216,13 @@ mod tests {
                 [0x00, 0x3c].repeat(values * dtype.bitsize() / 16)
             })
             .collect();
-        let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
-            let view = TensorView::new(*dtype, shape.to_vec(), data).expect("a valid tensor");
-            (name.to_string(), view)
-        });
+        let views = tensors
+            .iter()
+            .zip(&data)
+            .map(|((name, dtype, shape), data)| {
+                let view = TensorView::new(*dtype, shape.to_vec(), data).expect("a valid tensor");
+                (name.to_string(), view)
+            });
         serialize(views, None).expect("a valid file")
     }
 
@@ -235,7 +230,10 @@ mod tests {
     fn heads_and_rows_are_found() {
         let bytes = file(&[("k", Dtype::F16, &[2, 5, 3]), ("q", Dtype::F16, &[4, 2, 3])]);
         let capture = Capture::from_bytes(&bytes).expect("a capture");
-        assert_eq!((capture.group, capture.visible(0), capture.visible(1)), (2, 4, 5));
+        assert_eq!(
+            (capture.group, capture.visible(0), capture.visible(1)),
+            (2, 4, 5)
+        );
         assert_eq!(capture.keys(1).len(), 15);
         assert_eq!(capture.query(3, 1), [1.0; 3]);
     }
@@ -266,7 +264,10 @@ mod tests {
         );
         for (q, what) in [
             ([4, 2, 2], "both need the same dimension"),
-            ([3, 2, 3], "the query heads must be a multiple of the key heads"),
+            (
+                [3, 2, 3],
+                "the query heads must be a multiple of the key heads",
+            ),
             ([4, 6, 3], "there cannot be more query rows than keys"),
         ] {
             let message = refused(&[("k", Dtype::F16, &[2, 5, 3]), ("q", Dtype::F16, &q)]);

@@ -72,3 +72,83 @@ impl Conversation {
 pub fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tests::tiny;
+
+    const PLAIN: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|end|>{% endfor %}<|start|>assistant:";
+    const TRIMMING: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content | trim }}<|end|>{% endfor %}<|start|>assistant:";
+
+    /// A reply of single letters, which the tokenizer would have joined, and the end token.
+    fn reply(tokenizer: &ChatTokenizer, letters: &[&str]) -> Vec<u32> {
+        let pieces = letters.iter().chain(&["<|end|>"]);
+        pieces
+            .flat_map(|piece| tokenizer.encode_rendered(piece).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_reply_keeps_its_own_tokens() {
+        let tokenizer = tiny(PLAIN);
+        let mut conversation = Conversation::new();
+        let first = conversation.ask(&tokenizer, "begin").unwrap().to_vec();
+        let chosen = reply(&tokenizer, &["i", "n"]);
+        conversation.reply(&tokenizer, &chosen).unwrap();
+        let second = conversation.ask(&tokenizer, "again").unwrap().to_vec();
+        let before = [first, chosen].concat();
+        assert_eq!(common_prefix(&before, &second), before.len());
+        let shown = tokenizer.decode(&second, true).unwrap();
+        let expected = "<|start|>user:begin<|end|><|start|>assistant:in<|end|><|start|>user:again<|end|><|start|>assistant:";
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_reply_that_was_cut_short_gets_its_end() {
+        let tokenizer = tiny(PLAIN);
+        let mut conversation = Conversation::new();
+        conversation.ask(&tokenizer, "begin").unwrap();
+        let chosen = tokenizer.encode_rendered("on").unwrap();
+        conversation.reply(&tokenizer, &chosen).unwrap();
+        let second = conversation.ask(&tokenizer, "x").unwrap().to_vec();
+        let shown = tokenizer.decode(&second, true).unwrap();
+        assert!(
+            shown.contains("assistant:on<|end|><|start|>user:x"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_template_that_alters_the_reply_starts_over_from_there() {
+        let tokenizer = tiny(TRIMMING);
+        let mut conversation = Conversation::new();
+        let first = conversation.ask(&tokenizer, "begin").unwrap().to_vec();
+        let chosen = reply(&tokenizer, &[" ", "o", "k"]);
+        conversation.reply(&tokenizer, &chosen).unwrap();
+        let second = conversation.ask(&tokenizer, "x").unwrap().to_vec();
+        let before = [first.clone(), chosen].concat();
+        assert_eq!(common_prefix(&before, &second), first.len());
+        assert!(
+            tokenizer
+                .decode(&second, true)
+                .unwrap()
+                .contains("assistant:ok<|end|>")
+        );
+    }
+
+    #[test]
+    fn a_refused_message_changes_nothing() {
+        let tokenizer = tiny(
+            "{% if messages[-1].content == 'bad' %}{{ raise_exception('no') }}{% endif %}<|start|>",
+        );
+        let mut conversation = Conversation::new();
+        conversation.ask(&tokenizer, "good").unwrap();
+        let before = conversation.clone();
+        assert!(conversation.ask(&tokenizer, "bad").is_err());
+        assert_eq!(
+            (conversation.tokens, conversation.messages),
+            (before.tokens, before.messages)
+        );
+    }
+}

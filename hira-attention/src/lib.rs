@@ -67,3 +67,8 @@ pub use hira_index::burn::HiraBackend;
 pub use module::{AttentionProcessor, HiraAttention};
 
 pub use hira_cache::HiraCache;
+
+/// Compiles the Rust code of the project's README.
+#[cfg(all(doctest, feature = "burn"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,7 +1,8 @@
 //! Every kernel on every operation: `cargo bench -p hira-kernels --bench kernels`.
 //!
 //! "l3" works on data that leaves L2 and fits a server's L3; "cold" on more than that, in an order that visits every row
-//! once before it comes back. Answers are checked against the scalar kernel before they are timed.
+//! once before it comes back. What a scan, a gather or a weighted sum returns is checked against the scalar kernel before
+//! it is timed.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -211,6 +212,15 @@ fn score(criterion: &mut Criterion) {
             for kernel in Kernel::available() {
                 let mut gather = Gather::new(len);
                 let mut out = vec![0.0; SELECTED];
+                let mut expected = vec![0.0; SELECTED];
+                kernel.scores_at_into(&query, &keys, gather.take(), &mut out);
+                Kernel::Scalar.scores_at_into(
+                    &query,
+                    &keys,
+                    &gather.rows[..SELECTED],
+                    &mut expected,
+                );
+                assert_eq!(out, expected, "{} scores the same", kernel.name());
                 bench.bench_function(kernel.name(), |bencher| {
                     bencher.iter(|| {
                         kernel.scores_at_into(&query, &keys, gather.take(), &mut out);
@@ -250,7 +260,11 @@ fn softmax(criterion: &mut Criterion) {
             bench.throughput(Throughput::Elements(SELECTED as u64));
             for kernel in Kernel::available() {
                 let mut gather = Gather::new(len);
-                let mut out = vec![0.0; dim];
+                let (mut out, mut expected) = (vec![0.0; dim], vec![0.0; dim]);
+                kernel.weighted_sum_into(&weights, &rows, gather.take(), &mut out);
+                let first = &gather.rows[..SELECTED];
+                Kernel::Scalar.weighted_sum_into(&weights, &rows, first, &mut expected);
+                assert_eq!(out, expected, "{} sums the same", kernel.name());
                 bench.bench_function(kernel.name(), |bencher| {
                     bencher.iter(|| {
                         out.fill(0.0);

@@ -168,12 +168,11 @@ impl QueryGroup {
             {
                 let codes = quantise_block(&lanes::load(row, block), scale, &mut squares);
                 let [hi, lo] = &mut biases[block * TILE / FLUSH];
-                for ((quad, word), pair) in codes.as_chunks::<4>().0.iter().zip(words).zip(pairs) {
-                    let sums;
-                    (*word, *pair, sums) = pack(*quad);
-                    *hi -= 128 * sums[0];
-                    *lo -= 128 * sums[1];
-                }
+                let packed = pack(&codes);
+                words.copy_from_slice(&packed.words[..words.len()]);
+                pairs.copy_from_slice(&packed.pairs[..pairs.len()]);
+                *hi -= 128 * packed.sums[0];
+                *lo -= 128 * packed.sums[1];
             }
             // NORM_UP's margin over its own derivation also covers the one rounding of each component.
             let quantisation = lanes::tree_f64(squares).sqrt() * lanes::NORM_UP;
@@ -287,12 +286,11 @@ impl QueryGroup {
 fn query_scale(row: &[f32]) -> f32 {
     let mut largest = [0.0f32; TILE];
     for block in 0..row.len().div_ceil(TILE) {
-        let values = lanes::load(row, block);
-        for l in 0..TILE {
-            largest[l] = if values[l].abs() > largest[l] {
-                values[l].abs()
+        for (largest, value) in largest.iter_mut().zip(lanes::load(row, block)) {
+            *largest = if value.abs() > *largest {
+                value.abs()
             } else {
-                largest[l]
+                *largest
             };
         }
     }
@@ -321,14 +319,34 @@ fn quantise_block(values: &[f32; TILE], scale: f32, squares: &mut [f64; TILE]) -
     codes
 }
 
-/// The four codes of one line as bytes and as pairs, and the sums of their two parts.
+/// The codes of four lines, as the kernels read them.
+struct Packed {
+    words: [[i32; 2]; 4],
+    pairs: [[i32; 2]; 4],
+    /// Sums of the `hi` parts and of the `lo` parts.
+    sums: [i32; 2],
+}
+
 #[inline(always)]
-fn pack(codes: [i32; 4]) -> ([i32; 2], [i32; 2], [i32; 2]) {
-    let hi = codes.map(|code| (code + 64) >> 7);
-    let lo: [i32; 4] = std::array::from_fn(|i| codes[i] - 128 * hi[i]);
-    let bytes = |part: [i32; 4]| i32::from_le_bytes(part.map(|value| value as i8 as u8));
+fn pack(codes: &[i32; TILE]) -> Packed {
+    let (mut hi, mut lo) = ([0u8; TILE], [0u8; TILE]);
+    let mut sums = [0; 2];
+    for l in 0..TILE {
+        let high = (codes[l] + 64) >> 7;
+        let low = codes[l] - 128 * high;
+        (hi[l], lo[l]) = (high as u8, low as u8);
+        sums = [sums[0] + high, sums[1] + low];
+    }
+    let (hi, lo) = (hi.as_chunks::<4>().0, lo.as_chunks::<4>().0);
     let pair = |even: i32, odd: i32| (even & 0xffff) | odd << 16;
-    let words = [bytes(hi), bytes(lo)];
-    let pairs = [pair(codes[0], codes[2]), pair(codes[1], codes[3])];
-    (words, pairs, [hi.iter().sum(), lo.iter().sum()])
+    let mut packed = Packed {
+        words: [[0; 2]; 4],
+        pairs: [[0; 2]; 4],
+        sums,
+    };
+    for (j, quad) in codes.as_chunks::<4>().0.iter().enumerate() {
+        packed.words[j] = [i32::from_le_bytes(hi[j]), i32::from_le_bytes(lo[j])];
+        packed.pairs[j] = [pair(quad[0], quad[2]), pair(quad[1], quad[3])];
+    }
+    packed
 }

@@ -173,6 +173,28 @@ fn a_band_is_narrow() {
 }
 
 #[test]
+fn rounding_alone_is_covered() {
+    // Integers that queries and keys encode without error: what separates the estimate from the score is the rounding of
+    // sums beyond 2^24, and only the terms derived for it hold the bounds apart.
+    for dim in DIMS.into_iter().chain([1000, 2048]) {
+        for centre in [0.0, 1000.0] {
+            let integers = |seed: u64, count: usize, largest: f32| -> Vec<f32> {
+                let mut rows = values(seed, count * dim, largest);
+                rows.iter_mut().for_each(|v| *v = v.round());
+                rows.iter_mut().step_by(dim).for_each(|v| *v = largest);
+                rows
+            };
+            let queries = integers(5, 3, 16_319.0);
+            let mut keys = integers(6, 40, 127.0);
+            keys.iter_mut().for_each(|v| *v += centre);
+            for kernel in Kernel::available() {
+                check(kernel, &keys, &queries, &vec![centre; dim]);
+            }
+        }
+    }
+}
+
+#[test]
 fn large_dimensions_are_covered() {
     for dim in [1000, 1024, 1025, 4096, 65_536] {
         let keys = values(3, 5 * dim, 1.0);

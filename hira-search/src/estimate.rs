@@ -1,6 +1,6 @@
 //! A first threshold for top-k rules, guessed from a sample of tiles.
 
-use hira_kernels::{Kernel, QueryGroup, TILE};
+use hira_kernels::TILE;
 use hira_threshold::kth_largest;
 
 use crate::group::Group;
@@ -36,12 +36,7 @@ impl Sample {
     /// two standard deviations, `2 sqrt(x)`, but neighbours in a tile are alike: on captured keys at top-256 that guess was too
     /// high for 1 to 13 % of the queries, and this one for less than 1 %, with 100 candidates more.
     pub(crate) fn estimate(&mut self, scan: &Scan<'_>, k: usize, taus: &mut [f32]) {
-        let Group {
-            index,
-            kernel,
-            visible,
-            ..
-        } = *scan.group;
+        let Group { index, visible, .. } = *scan.group;
         taus.fill(f32::NEG_INFINITY);
         if visible < MIN_KEYS {
             return;
@@ -52,15 +47,11 @@ impl Sample {
         self.values.iter_mut().for_each(Vec::clear);
         let mut skip = stride / 2;
         for (i, segment) in Visible::segments(index, visible).enumerate() {
-            // Hidden keys must not be counted, nor the empty lanes of the last tile.
-            let tiles = if segment.is_mixed() {
-                0
-            } else {
-                segment.len / TILE
-            };
+            // The empty lanes of a last tile must not be counted.
+            let tiles = segment.slots() / TILE;
             let mut tile = skip;
             while tile < tiles {
-                self.add_tile(kernel, &segment, tile, scan.prepared, scan, i);
+                self.add_tile(scan, &segment, i, tile);
                 tile += stride;
             }
             skip = tile - tiles.min(tile);
@@ -72,31 +63,29 @@ impl Sample {
         }
     }
 
-    fn add_tile(
-        &mut self,
-        kernel: Kernel,
-        visible: &Visible<'_>,
-        tile: usize,
-        prepared: &QueryGroup,
-        scan: &Scan<'_>,
-        segment: usize,
-    ) {
+    fn add_tile(&mut self, scan: &Scan<'_>, visible: &Visible<'_>, segment: usize, tile: usize) {
         let Some(sketch) = visible.sketch() else {
             return;
         };
         let size = TILE * self.values.len();
         self.lower.resize(size, 0.0);
         self.upper.resize(size, 0.0);
-        kernel.intervals_into(
+        scan.group.kernel.intervals_into(
             sketch,
             tile..tile + 1,
-            prepared,
+            scan.prepared,
             &scan.offsets[segment],
             &mut self.lower,
             &mut self.upper,
         );
+        let mixed = visible.is_mixed();
         for (values, lower) in self.values.iter_mut().zip(self.lower.chunks_exact(TILE)) {
-            values.extend_from_slice(lower);
+            if mixed {
+                let seen = (0..TILE).filter(|lane| visible.sees(tile * TILE + lane));
+                values.extend(seen.map(|lane| lower[lane]));
+            } else {
+                values.extend_from_slice(lower);
+            }
         }
     }
 }

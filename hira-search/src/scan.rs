@@ -1,5 +1,7 @@
 //! The sketch scan: from intervals to candidates, with thresholds that rise while it runs.
 
+use std::ops::Range;
+
 use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE};
 use hira_threshold::kth_largest;
 
@@ -86,27 +88,14 @@ impl Part {
     }
 
     fn scan_run(&mut self, scan: &Scan<'_>, visible: &Visible<'_>, run: &Run) {
-        let Some(sketch) = visible.sketch() else {
-            return;
-        };
-        let offsets = &scan.offsets[run.segment];
-        let base = visible.segment.start() as u32;
         let mut tile = run.tiles.start;
         while tile < run.tiles.end {
             let tiles = tile..run.tiles.end.min(tile + CHUNK_TILES);
             tile = tiles.end;
             if visible.is_mixed() {
-                self.filter(scan, visible, run.segment, tiles);
+                self.scan_mixed(scan, visible, run.segment, tiles);
             } else {
-                scan.group.kernel.scan_into(
-                    sketch,
-                    tiles,
-                    base,
-                    scan.prepared,
-                    offsets,
-                    &self.queries,
-                    &mut self.found,
-                );
+                self.scan_tiles(scan, visible, run.segment, tiles);
             }
             if let Target::Top { k, .. } = scan.group.target {
                 self.raise(k);
@@ -114,13 +103,57 @@ impl Part {
         }
     }
 
-    /// What `scan_into` does, for a segment in which hidden keys are mixed with visible ones.
+    fn scan_tiles(
+        &mut self,
+        scan: &Scan<'_>,
+        visible: &Visible<'_>,
+        segment: usize,
+        tiles: Range<usize>,
+    ) {
+        if let Some(sketch) = visible.sketch() {
+            scan.group.kernel.scan_into(
+                sketch,
+                tiles,
+                visible.segment.start() as u32,
+                scan.prepared,
+                &scan.offsets[segment],
+                &self.queries,
+                &mut self.found,
+            );
+        }
+    }
+
+    /// Scans tiles of a segment in which hidden keys are mixed with visible ones: only tiles that hold one take the slow way.
+    fn scan_mixed(
+        &mut self,
+        scan: &Scan<'_>,
+        visible: &Visible<'_>,
+        segment: usize,
+        tiles: Range<usize>,
+    ) {
+        let mut tile = tiles.start;
+        while tile < tiles.end {
+            let start = tile;
+            let whole = visible.sees_tile(start);
+            tile += 1;
+            while tile < tiles.end && visible.sees_tile(tile) == whole {
+                tile += 1;
+            }
+            if whole {
+                self.scan_tiles(scan, visible, segment, start..tile);
+            } else {
+                self.filter(scan, visible, segment, start..tile);
+            }
+        }
+    }
+
+    /// What `scan_into` does, for the visible keys among others.
     fn filter(
         &mut self,
         scan: &Scan<'_>,
         visible: &Visible<'_>,
         segment: usize,
-        tiles: std::ops::Range<usize>,
+        tiles: Range<usize>,
     ) {
         let Some(sketch) = visible.sketch() else {
             return;
@@ -144,15 +177,13 @@ impl Part {
             let lower = &self.lower[g * lanes..g * lanes + slots];
             let upper = &self.upper[g * lanes..g * lanes + slots];
             for (i, (&lower, &upper)) in lower.iter().zip(upper).enumerate() {
-                let slot = (first + i) as u32;
+                let slot = first + i;
                 let kept = upper >= query.tau;
-                if (!kept && query.tail_scale == 0.0)
-                    || visible.segment.position_of_slot(slot) as usize >= visible.len
-                {
+                if (!kept && query.tail_scale == 0.0) || !visible.sees(slot) {
                     continue;
                 }
                 if kept {
-                    found.slots.push(base + slot);
+                    found.slots.push(base + slot as u32);
                     found.lower.push(lower);
                     found.upper.push(upper);
                 } else {

@@ -67,7 +67,7 @@ impl Rescoring {
         {
             return Outcome::Rescan(proven);
         }
-        self.to_positions(group, &mut out.positions);
+        self.map_slots(group, &mut out.positions);
         out.scores.clear();
         out.scores.resize(out.positions.len(), 0.0);
         self.score(group, g, out);
@@ -100,7 +100,7 @@ impl Rescoring {
     }
 
     /// Turns slots, ascending by segment, into positions, ascending.
-    fn to_positions(&mut self, group: &Group<'_>, slots: &mut [u32]) {
+    fn map_slots(&mut self, group: &Group<'_>, slots: &mut [u32]) {
         let mut rest = slots;
         for Visible { segment, .. } in Visible::segments(group.index, group.visible) {
             let start = segment.start() as u32;

@@ -30,6 +30,17 @@ impl<'a> Visible<'a> {
         self.len < self.segment.len() && self.segment.order().is_some()
     }
 
+    /// Whether a slot's key is visible.
+    pub(crate) fn sees(&self, slot: usize) -> bool {
+        (self.segment.position_of_slot(slot as u32) as usize) < self.len
+    }
+
+    /// Whether every key of a tile is visible.
+    pub(crate) fn sees_tile(&self, tile: usize) -> bool {
+        let end = self.segment.len().min((tile + 1) * TILE);
+        (tile * TILE..end).all(|slot| self.sees(slot))
+    }
+
     /// Number of slots that must be read to see every visible key.
     pub(crate) fn slots(&self) -> usize {
         if self.is_mixed() {

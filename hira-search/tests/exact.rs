@@ -126,15 +126,12 @@ fn pools() -> Vec<ThreadPool> {
         .into()
 }
 
-/// A quarter of the usual number of cases (`PROPTEST_CASES`): each one is searched by every plan.
 fn settings() -> ProptestConfig {
-    let usual = ProptestConfig::default();
     ProptestConfig {
-        cases: usual.cases.div_ceil(4),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "tests/exact.regressions",
         ))),
-        ..usual
+        ..ProptestConfig::default()
     }
 }
 

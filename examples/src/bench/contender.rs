@@ -28,7 +28,8 @@ pub enum ContenderError {
 }
 
 /// A call: the layer's copy and the row of queries; the output is `[Hq, D]`.
-type Call<'a> = dyn FnMut(usize, usize) -> Result<(Vec<f32>, f64, Option<AttentionReport>), AttentionError> + 'a;
+type Call<'a> = dyn FnMut(usize, usize) -> Result<(Vec<f32>, f64, Option<AttentionReport>), AttentionError>
+    + 'a;
 
 /// One way to take a decode step.
 pub struct Contender<'a> {
@@ -103,7 +104,13 @@ pub fn dense<'a, B: HiraBackend>(
     copies: usize,
     device: &'a B::Device,
 ) -> Result<Contender<'a>, AttentionError> {
-    engine::<B>("dense (ours)", HiraAttentionConfig::dense(), problem, copies, device)
+    engine::<B>(
+        "dense (ours)",
+        HiraAttentionConfig::dense(),
+        problem,
+        copies,
+        device,
+    )
 }
 
 /// `burn::tensor::module::attention` on tensors `[1, Hkv, G, D]` and `[1, Hkv, N, D]`: the queries of a group are rows, so that
@@ -156,8 +163,7 @@ type Layer<B> = (Tensor<B, 4>, Tensor<B, 4>);
 
 fn tensors<B: HiraBackend>(problem: &Problem, copies: usize, device: &B::Device) -> Vec<Layer<B>> {
     let shape = [1, problem.kv_heads, problem.len, problem.dim];
-    let tensor =
-        |data: &[f32]| Tensor::from_data(TensorData::new(data.to_vec(), shape), device);
+    let tensor = |data: &[f32]| Tensor::from_data(TensorData::new(data.to_vec(), shape), device);
     (0..copies)
         .map(|_| (tensor(&problem.keys), tensor(&problem.values)))
         .collect()
@@ -165,7 +171,10 @@ fn tensors<B: HiraBackend>(problem: &Problem, copies: usize, device: &B::Device)
 
 fn grouped<B: HiraBackend>(problem: &Problem, row: usize, device: &B::Device) -> Tensor<B, 4> {
     let shape = [1, problem.kv_heads, problem.group, problem.dim];
-    Tensor::from_data(TensorData::new(problem.queries_of(row).to_vec(), shape), device)
+    Tensor::from_data(
+        TensorData::new(problem.queries_of(row).to_vec(), shape),
+        device,
+    )
 }
 
 /// The new token of `row`: q `[1, Hq, 1, D]`, k and v `[1, Hkv, 1, D]`.
@@ -194,5 +203,8 @@ fn step<B: HiraBackend>(
 }
 
 fn read<B: HiraBackend>(out: Tensor<B, 4>) -> Vec<f32> {
-    out.into_data().convert::<f32>().into_vec().unwrap_or_default()
+    out.into_data()
+        .convert::<f32>()
+        .into_vec()
+        .unwrap_or_default()
 }

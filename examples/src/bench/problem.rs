@@ -83,10 +83,16 @@ impl Problem {
             let centre = &centres[(i % 64) * dim..][..dim];
             centre.iter().map(|x| x + spread * normal()).collect()
         };
-        let keys = (0..kv_heads * len).flat_map(|i| around(i * 29, 1.0)).collect();
-        let values = (0..kv_heads * len).flat_map(|i| around(i * 31, 1.0)).collect();
+        let keys = (0..kv_heads * len)
+            .flat_map(|i| around(i * 29, 1.0))
+            .collect();
+        let values = (0..kv_heads * len)
+            .flat_map(|i| around(i * 31, 1.0))
+            .collect();
         let heads = kv_heads * group;
-        let queries = (0..rows * heads).flat_map(|i| around(i * 37, 1.0)).collect();
+        let queries = (0..rows * heads)
+            .flat_map(|i| around(i * 37, 1.0))
+            .collect();
         Self {
             source: Source::Synthetic,
             kv_heads,
@@ -173,7 +179,9 @@ fn kept(scores: &[f32], config: &HiraAttentionConfig) -> Vec<bool> {
     for &i in order.iter().take(rule.count(n).unwrap_or(n)) {
         keep[i] = scores[i] >= tau;
     }
-    keep.iter_mut().take(config.sink_tokens).for_each(|keep| *keep = true);
+    keep.iter_mut()
+        .take(config.sink_tokens)
+        .for_each(|keep| *keep = true);
     keep.iter_mut()
         .skip(n.saturating_sub(config.recent_window))
         .for_each(|keep| *keep = true);

@@ -46,7 +46,9 @@ impl Outcome {
             self.density,
             self.scanned_fraction,
             self.dropped_mass_bound,
-            self.dense_gb_per_s.map(|x| format!("{x:.1}")).unwrap_or_default()
+            self.dense_gb_per_s
+                .map(|x| format!("{x:.1}"))
+                .unwrap_or_default()
         )
     }
 }
@@ -58,7 +60,11 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
          |---|--:|---|---|--:|--:|--:|--:|--:|--:|\n",
     );
     for outcome in outcomes {
-        let Spread { lower, median, upper } = outcome.micros;
+        let Spread {
+            lower,
+            median,
+            upper,
+        } = outcome.micros;
         text.push_str(&format!(
             "| {} | {} | {} | {} | {median:.0} ({lower:.0} to {upper:.0}) | {:.2}x | {:.3} | {:.3} | {:.3} | {} |\n",
             outcome.data,

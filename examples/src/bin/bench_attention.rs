@@ -82,7 +82,10 @@ fn measure(
 ) -> Result<Vec<Outcome>> {
     let mut micros = vec![Vec::new(); contenders.len()];
     let mut metrics = vec![Metrics::default(); contenders.len()];
-    let largest = problem.values.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let largest = problem
+        .values
+        .iter()
+        .fold(0.0_f32, |max, x| max.max(x.abs()));
     // a dense f32 sum over n values errs by less than this
     let allowed = 1e-4 * f64::from(largest);
     for row in 0..rounds {
@@ -96,7 +99,12 @@ fn measure(
                 let error = answers[i].error(&out, report.as_ref(), problem.dim);
                 if error > allowed {
                     let name = contender.name;
-                    return Err(ContenderError::Wrong { name, error, allowed }.into());
+                    return Err(ContenderError::Wrong {
+                        name,
+                        error,
+                        allowed,
+                    }
+                    .into());
                 }
                 // the first round warms up buffers and branch predictors
                 if row > 0 {
@@ -171,7 +179,10 @@ impl Answers {
                 _ => &self.dense,
             };
             let answer = &answer[head * dim..(head + 1) * dim];
-            let differences = out.iter().zip(answer).map(|(a, b)| (f64::from(*a) - b).abs());
+            let differences = out
+                .iter()
+                .zip(answer)
+                .map(|(a, b)| (f64::from(*a) - b).abs());
             differences.fold(0.0, f64::max)
         });
         heads.fold(0.0, f64::max)
@@ -236,10 +247,15 @@ fn cases(arguments: &Arguments, rounds: usize) -> Result<Vec<Case>> {
         &[512, 1024, 2048, 4096, 8192]
     };
     let mut captures: Vec<PathBuf> = match fs::read_dir(&arguments.captures) {
-        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        Ok(entries) => entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect(),
         Err(_) => Vec::new(),
     };
-    captures.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    captures.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "safetensors")
+    });
     captures.sort();
     let mut cases = Vec::new();
     for path in &captures {

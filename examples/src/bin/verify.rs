@@ -108,6 +108,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         "--append-from {append_from} is beyond the {} keys of the capture",
         capture.len
     );
+    let config = IndexConfig::new(capture.dim)
+        .with_num_levels(arguments.levels)
+        .with_segment_len(arguments.segment_len);
+    config.validate()?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(arguments.threads)
         .build()
@@ -116,7 +120,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         (0..capture.kv_heads)
             .into_par_iter()
             .map(|head| {
-                check_head(arguments, &capture, head, kernel, append_from)
+                check_head(arguments, &capture, head, &config, kernel, append_from)
                     .with_context(|| format!("key head {head}"))
             })
             .collect()
@@ -132,9 +136,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         capture.len - append_from,
     );
     println!(
-        "rule      {}, plan {:?}, {} threads",
+        "rule      {}, plan {}, {} threads",
         arguments.rule,
-        arguments.plan,
+        format!("{:?}", arguments.plan).to_lowercase(),
         pool.current_num_threads()
     );
     report(&capture, &heads);
@@ -146,15 +150,13 @@ fn check_head(
     arguments: &Arguments,
     capture: &Capture,
     head: usize,
+    config: &IndexConfig,
     kernel: Kernel,
     append_from: usize,
 ) -> anyhow::Result<Head> {
     let dim = capture.dim;
     let start = Instant::now();
-    let config = IndexConfig::new(dim)
-        .with_num_levels(arguments.levels)
-        .with_segment_len(arguments.segment_len);
-    let mut index = HierarchicalIndex::with_kernel(config, kernel)?;
+    let mut index = HierarchicalIndex::with_kernel(config.clone(), kernel)?;
     let (first, rest) = capture.keys(head).split_at(append_from * dim);
     index.append(first)?;
     for key in rest.chunks_exact(dim) {

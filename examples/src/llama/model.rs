@@ -166,9 +166,7 @@ impl<B: HiraBackend> Llama<B> {
     ) -> Result<Self, LlamaError> {
         let config = source.config().clone();
         validate(&config)?;
-        let per_layer = if config.attention_bias { 12 } else { 9 };
-        let outer = if config.tie_word_embeddings { 2 } else { 3 };
-        let total = outer + per_layer * config.num_hidden_layers;
+        let total = config.tensors().count();
         let mut decoder = DecoderConfig::of(&config).init(device);
         decoder.load(&mut Loader::new(source, device, progress, total))?;
         let rotary = RotaryConfig {

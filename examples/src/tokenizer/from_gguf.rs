@@ -71,7 +71,11 @@ impl ChatTokenizer {
             "gpt2" => vocabulary.byte_level(pre)?,
             "llama" => vocabulary.sentence_piece()?,
             found => {
-                return Err(vocabulary.unsupported("tokenizer.ggml.model", found, "gpt2 and llama"));
+                return Err(vocabulary.unsupported(
+                    "tokenizer.ggml.model",
+                    found,
+                    "gpt2 and llama",
+                ));
             }
         };
         vocabulary.add_special_tokens(&mut tokenizer);

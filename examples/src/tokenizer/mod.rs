@@ -9,7 +9,7 @@ mod from_gguf;
 mod stream;
 mod template;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 

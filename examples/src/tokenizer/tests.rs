@@ -45,6 +45,13 @@ fn build(entries: Vec<(&str, Value)>) -> Result<ChatTokenizer, TokenizerError> {
     ChatTokenizer::from_gguf(Path::new("tiny.gguf"), &metadata)
 }
 
+/// A byte-level tokenizer with a template of one's own.
+pub(crate) fn tiny(template: &str) -> ChatTokenizer {
+    let mut entries = byte_level("gpt-2");
+    *value(&mut entries, "tokenizer.chat_template") = text(template);
+    build(entries).unwrap()
+}
+
 /// A byte-level vocabulary: every byte, `in`, `Ġin` and two control tokens.
 fn byte_level(pre: &str) -> Vec<(&'static str, Value)> {
     let mut tokens: Vec<String> = ByteLevel::alphabet()

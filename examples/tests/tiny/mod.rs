@@ -7,15 +7,15 @@ use hira_examples::weights::{
 };
 
 /// Random weights, each a function of its tensor's name.
-pub struct Tiny {
-    pub config: ModelConfig,
+pub(crate) struct Tiny {
+    pub(crate) config: ModelConfig,
     /// A tensor whose values are multiplied by a factor, to make the model misbehave.
-    pub spoiled: Option<(&'static str, f32)>,
+    pub(crate) spoiled: Option<(&'static str, f32)>,
 }
 
 impl Tiny {
     /// Two layers, four query heads on two key/value heads of width 16.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let config = ModelConfig {
             architecture: Architecture::Llama,
             hidden_size: 24,
@@ -41,7 +41,7 @@ impl Tiny {
     }
 
     /// The model with its configuration changed.
-    pub fn with(mut self, change: impl FnOnce(&mut ModelConfig)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut ModelConfig)) -> Self {
         change(&mut self.config);
         self
     }
@@ -52,7 +52,7 @@ impl Tiny {
     }
 
     /// The logits of every position, in `f64` and with nothing shared: every position from scratch.
-    pub fn logits_naive(&self, ids: &[u32]) -> Vec<Vec<f64>> {
+    pub(crate) fn logits_naive(&self, ids: &[u32]) -> Vec<Vec<f64>> {
         let c = &self.config;
         let embedding = self.get("model.embed_tokens.weight");
         let mut xs: Vec<Vec<f64>> = ids
@@ -172,7 +172,10 @@ impl WeightSource for Tiny {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.config.tensor_shape(name)
+        let mut tensors = self.config.tensors();
+        tensors
+            .find(|(tensor, _)| tensor == name)
+            .map(|(_, shape)| shape)
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor, WeightError> {
