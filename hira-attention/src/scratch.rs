@@ -32,7 +32,7 @@ pub(crate) struct HeadScratch {
 /// Scratch that is free at the moment; clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct ScratchPool {
-    free: Arc<Mutex<Vec<Box<HeadScratch>>>>,
+    free: Arc<Mutex<Vec<HeadScratch>>>,
 }
 
 impl ScratchPool {

@@ -240,3 +240,24 @@ fn drop_below(found: &mut Candidates, scale: f32, from: f32, to: f32) {
     found.upper.truncate(kept);
     found.tail = sum;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_raised_threshold_keeps_the_weight_of_what_it_drops() {
+        let mut found = Candidates {
+            slots: vec![1, 2, 3, 4],
+            lower: vec![0.0, 3.0, 1.0, 2.0],
+            upper: vec![1.0, 4.0, 2.0, 3.0],
+            tail: 5.0,
+        };
+        drop_below(&mut found, 0.5, 1.0, 3.0);
+        assert_eq!(found.slots, [2, 4]);
+        assert_eq!((found.lower, found.upper), (vec![3.0, 2.0], vec![4.0, 3.0]));
+        // The old tail moves from the reference 1 to 3; the dropped upper bounds 1 and 2 join it.
+        let exact = 5.0 * (-1.0f64).exp() + (-1.0f64).exp() + (-0.5f64).exp();
+        assert!(found.tail >= exact && found.tail < exact * (1.0 + 1e-9));
+    }
+}

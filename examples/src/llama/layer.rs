@@ -84,7 +84,7 @@ impl<B: HiraBackend> SelfAttention<B> {
             .forward(x)
             .reshape([len * 2 * (rotated + heads), half]);
         let rows = rows.select(0, pass.split.clone());
-        let part = |start: usize, end: usize| rows.clone().slice([start * len..end * len]);
+        let part = |start: usize, end: usize| rows.clone().slice(start * len..end * len);
         let (first, second) = pass.span.rotate(
             part(0, rotated).reshape([rotated, len * half]),
             part(rotated, 2 * rotated).reshape([rotated, len * half]),
@@ -145,8 +145,8 @@ impl<B: Backend> FeedForward<B> {
     /// `x` and the result are `[L, hidden_size]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let both = x.unsqueeze::<3>().matmul(self.gate_up.val());
-        let gate = both.clone().slice([0..1]).squeeze_dim::<2>(0);
-        let up = both.slice([1..2]).squeeze_dim::<2>(0);
+        let gate = both.clone().slice(0..1).squeeze_dim::<2>(0);
+        let up = both.slice(1..2).squeeze_dim::<2>(0);
         // silu(g) = g / (1 + exp(-g)): half the time of `activation::silu` on Flex, whose sigmoid branches on the sign.
         // exp(-g) overflows to infinity for g < -88, where the quotient is the correct zero.
         let weight = gate.clone().neg().exp() + 1.0;

@@ -266,7 +266,7 @@ impl<B: HiraBackend> Llama<B> {
         })?;
         let x = last.ok_or(LlamaError::NoTokens)?;
         let len = x.dims()[0];
-        let logits = self.decoder.logits(x.slice([len - 1..len]));
+        let logits = self.decoder.logits(x.slice(len - 1..len));
         Ok(with_host(logits, <[f32]>::to_vec)?)
     }
 

@@ -71,7 +71,7 @@ impl<B: Backend> Rotary<B> {
         let row = |table: &Tensor<B, 2>| {
             table
                 .clone()
-                .slice([start..start + len])
+                .slice(start..start + len)
                 .reshape([1, len * half])
         };
         RotarySpan {

@@ -42,7 +42,11 @@ impl Rows {
         let count = sequences * heads * tokens * dim;
         // sums of uniforms: close to normal, with a few larger rows
         let data = (0..count).map(|i| {
-            let spread = if (i / dim) % 7 == 0 { 3.0 } else { 1.0 };
+            let spread = if (i / dim).is_multiple_of(7) {
+                3.0
+            } else {
+                1.0
+            };
             spread * (0..4).map(|_| rng.random_range(-1.0..1.0_f32)).sum::<f32>()
         });
         Self {
