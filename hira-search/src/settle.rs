@@ -105,15 +105,8 @@ pub(crate) fn settle(
 
 /// Weight of the scored keys that were not among the `selected`: all below `reference`, and its ties beyond the selected.
 fn left_out(scores: &[f32], scale: f32, reference: f32, selected: usize) -> f64 {
-    let mut sum = 0.0;
-    let mut reached = 0;
-    for &score in scores {
-        if score >= reference {
-            reached += 1;
-        } else {
-            sum = tail::add(sum, tail::weight(scale, score, reference));
-        }
-    }
+    let reached = scores.iter().filter(|&&score| score >= reference).count();
+    let sum = tail::sum_below(scale, scores, reference, reference);
     tail::add(sum, (reached - selected) as f64)
 }
 

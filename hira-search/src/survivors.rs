@@ -199,9 +199,8 @@ fn add_unscored(
         let found = &part.found[g];
         let below = tail::rescale(found.tail, group.scale, part.queries[g].tau, reference);
         sum = tail::add(sum, below);
-        for &upper in found.upper.iter().filter(|&&upper| upper < floor) {
-            sum = tail::add(sum, tail::weight(group.scale, upper, reference));
-        }
+        let unscored = tail::sum_below(group.scale, &found.upper, floor, reference);
+        sum = tail::add(sum, unscored);
     }
     out.tail.sum = sum;
 }

@@ -1,6 +1,6 @@
 //! Sums of `exp(scale * (score - reference))` that are never too small.
 //!
-//! Every operation on these sums is rounded to nearest and then moved up one step, so each result is at least the exact
+//! Every addition or product of sums is rounded to nearest and then moved up one step, so each result is at least the exact
 //! one for arguments that are at least the exact ones (sums and products of non-negative numbers are monotone).
 
 /// `a + b`, rounded outward.
@@ -19,20 +19,51 @@ pub(crate) fn mul(a: f64, b: f64) -> f64 {
     }
 }
 
-/// At least `exp(scale * (value - reference))`, for `value <= reference`.
+/// `2^f` on `[0, 1]`, from above: a cubic that lies between `1 + 5e-7` and `1 + 1.6e-4` times the function (checked by a test).
+const EXP2_UP: [f64; 4] = [1.000_001_2, 0.695_886_4, 0.226_084_35, 0.078_030_45];
+
+/// At least `exp(scale * (value - reference))`, for `value <= reference`, and at most 1.
 ///
 /// # Numerics
-/// The difference of two f32 and its product with a third, in f64, carry a relative error below `3 * 2^-53`: for results above
-/// -700 an absolute error below 2.4e-13. `exp` adds one unit in the last place, 2.3e-16. The factor `1 + 1e-12` covers both.
-/// `exp(-700)` is below 1e-303, which stands in for everything smaller.
+/// The difference of two f32 and its product with a third and with `log2(e)`, in f64, carry a relative error below `5 * 2^-53`: for results
+/// above -1000 an absolute error below 6e-13. The cubic's margin of `5e-7` covers that and its own rounding; `2^-1000` stands in for
+/// everything smaller. No branch and no call: it runs in vector registers.
 #[inline]
 pub(crate) fn weight(scale: f32, value: f32, reference: f32) -> f64 {
-    let x = f64::from(scale) * (f64::from(value) - f64::from(reference));
-    if x < -700.0 {
-        1e-303
-    } else {
-        x.min(0.0).exp() * (1.0 + 1e-12)
-    }
+    // Adding this rounds to a whole number, which is then in the low bits.
+    const WHOLE: f64 = (3u64 << 51) as f64;
+    let difference = f64::from(value) - f64::from(reference);
+    let y = f64::from(scale) * difference * std::f64::consts::LOG2_E;
+    let y = if y > -1000.0 { y } else { -1000.0 };
+    // `y = whole + f` with `f` in `[0, 1]`, so `2^y = 2^whole * 2^f`.
+    let shifted = (y - 0.5) + WHOLE;
+    let f = y - (shifted - WHOLE);
+    let [c0, c1, c2, c3] = EXP2_UP;
+    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    let weight = (((c3 * f + c2) * f + c1) * f + c0) * power;
+    if weight < 1.0 { weight } else { 1.0 }
+}
+
+/// At least the sum of the weights of those `values` that are below `limit`, for `limit <= reference`.
+///
+/// # Numerics
+/// The plain sum of `n` non-negative terms is low by less than `n * 2^-53` of itself; the factor is twice that.
+pub(crate) fn sum_below(scale: f32, values: &[f32], limit: f32, reference: f32) -> f64 {
+    let mut lanes = [0.0; 4];
+    let mut add_four = |values: &[f32; 4]| {
+        for (lane, &value) in lanes.iter_mut().zip(values) {
+            let weight = weight(scale, value, reference);
+            *lane += if value < limit { weight } else { 0.0 };
+        }
+    };
+    let (fours, rest) = values.as_chunks::<4>();
+    fours.iter().for_each(&mut add_four);
+    // Padding that is not below any limit.
+    let mut last = [f32::INFINITY; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    add_four(&last);
+    let sum: f64 = lanes.iter().sum();
+    mul(sum, 1.0 + values.len() as f64 * f64::EPSILON)
 }
 
 /// Moves `sum`, which is relative to `from`, to the higher reference `to`.
@@ -61,7 +92,28 @@ mod tests {
             let exact = (f64::from(scale) * (f64::from(value) - f64::from(reference))).exp();
             let bound = weight(scale, value, reference);
             assert!(bound >= exact && bound > 0.0, "{scale} {value} {reference}");
-            assert!(bound <= exact * (1.0 + 1e-11) + 1e-303);
+            assert!(bound <= exact * (1.0 + 1.7e-4) + 2e-301 && bound <= 1.0);
+        }
+    }
+
+    #[test]
+    fn sums_count_what_is_below_the_limit() {
+        let values: Vec<f32> = (0..11).map(|i| i as f32 * 0.5).collect();
+        for len in 0..values.len() {
+            let sum = sum_below(0.5, &values[..len], 3.0, 4.0);
+            let below = values[..len].iter().filter(|&&value| value < 3.0);
+            let exact: f64 = below.map(|&v| (0.5 * (f64::from(v) - 4.0)).exp()).sum();
+            assert!(sum >= exact && sum <= exact * (1.0 + 1.7e-4), "{len}");
+        }
+    }
+
+    #[test]
+    fn the_cubic_has_its_margin_everywhere() {
+        for i in 0..=1_000_000 {
+            let f = f64::from(i) / 1e6;
+            let [c0, c1, c2, c3] = EXP2_UP;
+            let ratio = (((c3 * f + c2) * f + c1) * f + c0) / f.exp2();
+            assert!((1.0 + 5e-7..1.0 + 1.6e-4).contains(&ratio), "{f}: {ratio}");
         }
     }
 
