@@ -1,4 +1,14 @@
-//! Examples.
+//! A Burn Llama whose attention can be dense or Hira's, and what the programs of this package share.
+//!
+//! | program | what it does |
+//! |---|---|
+//! | `llama` | answers a prompt with a GGUF file or a Hugging Face folder, with dense or Hira attention |
+//! | `demo` | reads a long text, answers from one prefill with both, prints one table |
+//! | `verify` | compares every selection on a capture with brute force |
+//! | `bench_attention` | times one decode step's attention, cold, beside dense |
+//!
+//! Start with [`llama::Llama`]: [`llama::Llama::load`] takes any [`weights::WeightSource`], and
+//! [`llama::Llama::set_attention`] patches a loaded model in one call.
 
 pub mod bench;
 pub mod capture;

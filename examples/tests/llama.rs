@@ -3,7 +3,13 @@
 
 mod tiny;
 
-use hira_attention::{HiraAttentionConfig, HiraBackend, PlanPolicy};
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::Tensor;
+use hira_attention::{
+    AttentionError, AttentionProcessor, AttentionReport, HiraAttention, HiraAttentionConfig,
+    HiraBackend, HiraCache, PlanPolicy,
+};
 use hira_examples::llama::{AttentionChoice, CHUNK, Llama, LlamaError};
 use hira_examples::weights::{ModelConfig, RopeScaling};
 use tiny::Tiny;
@@ -129,6 +135,55 @@ fn hira_that_selects_every_key_is_dense<B: HiraBackend>() {
     model.forward_all(&mut cache, &ids).expect("hira runs");
     assert!(cache.metrics().density() < 0.3, "{:?}", cache.metrics());
     assert!(cache.metrics().worst().dropped_mass_bound > 0.0);
+}
+
+/// A layer, and the shapes of queries and keys.
+type Call = (usize, [usize; 4], [usize; 4]);
+
+/// Dense attention that notes the layer and the shapes of what it is given.
+#[derive(Debug)]
+struct Noting<B: HiraBackend> {
+    inner: HiraAttention<B>,
+    seen: Arc<Mutex<Vec<Call>>>,
+}
+
+impl<B: HiraBackend> AttentionProcessor<B> for Noting<B> {
+    fn process(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
+        self.seen
+            .lock()
+            .expect("no thread panicked")
+            .push((layer, q.dims(), k.dims()));
+        self.inner.process(q, k, v, cache, layer)
+    }
+}
+
+fn an_attention_of_ones_own_serves_every_layer<B: HiraBackend>() {
+    let mut model = load::<B>(&Tiny::new());
+    let mut cache = model.new_cache(8).expect("the cache fits");
+    let dense = model
+        .forward(&mut cache, &ids(5), &mut |_, _| {})
+        .expect("the model runs");
+    let seen = Arc::default();
+    model.set_processor(Box::new(Noting {
+        inner: HiraAttentionConfig::dense()
+            .init(&B::Device::default())
+            .expect("it is valid"),
+        seen: Arc::clone(&seen),
+    }));
+    cache.reset();
+    let noted = model
+        .forward(&mut cache, &ids(5), &mut |_, _| {})
+        .expect("the model runs");
+    assert_eq!(noted, dense);
+    let expected = [0, 1].map(|layer| (layer, [1, 4, 5, 16], [1, 2, 5, 16]));
+    assert_eq!(*seen.lock().expect("no thread panicked"), expected);
 }
 
 fn refusals_leave_the_cache_as_it_was<B: HiraBackend>() {
@@ -261,6 +316,7 @@ on_every_backend!(
     every_rope_scaling_agrees_with_naive,
     one_call_is_token_by_token,
     hira_that_selects_every_key_is_dense,
+    an_attention_of_ones_own_serves_every_layer,
     refusals_leave_the_cache_as_it_was,
     impossible_models_and_attentions_are_refused,
 );
