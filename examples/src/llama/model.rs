@@ -13,8 +13,14 @@ use super::rope::{Rotary, RotaryConfig};
 use super::{LlamaCache, LlamaError};
 use crate::weights::{ModelConfig, RopeScaling, WeightSource};
 
-/// Tokens that are processed together: activations of a longer prompt are never alive at once.
+/// At most so many tokens are processed together: activations of a longer prompt are never alive at once.
 pub const CHUNK: usize = 512;
+
+/// Length of the chunks of a prompt: as few and as equal as can be, so that a long prompt never ends in a call so short that the
+/// attention takes it for a decode step.
+fn chunk_len(tokens: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(CHUNK).max(1)).max(1)
+}
 
 /// Which attention a model runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -323,7 +329,7 @@ impl<B: HiraBackend> Llama<B> {
         self.check(cache, ids)?;
         let before = cache.mark();
         let mut done = 0;
-        for chunk in ids.chunks(CHUNK) {
+        for chunk in ids.chunks(chunk_len(ids.len())) {
             let finished = self.layers(cache, chunk).and_then(&mut *finish);
             if let Err(error) = finished {
                 cache.rewind(before);
