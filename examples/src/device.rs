@@ -29,6 +29,27 @@ impl From<DeviceName> for DeviceKind {
     }
 }
 
+impl DeviceName {
+    /// Checks that the device can be used, before anything touches it.
+    ///
+    /// # Errors
+    /// [`DeviceError`] that says what to do. The features of this package count: hira-attention may have been built with more.
+    pub fn check(self) -> Result<(), DeviceError> {
+        let compiled = match self {
+            Self::Flex => cfg!(feature = "flex"),
+            Self::Ndarray => cfg!(feature = "ndarray"),
+            Self::Cuda => cfg!(feature = "cuda"),
+            Self::Wgpu => cfg!(feature = "wgpu"),
+        };
+        let kind = DeviceKind::from(self);
+        if compiled {
+            kind.check()
+        } else {
+            Err(DeviceError::NotCompiled(kind))
+        }
+    }
+}
+
 /// Work that can be done on any device.
 pub trait OnDevice {
     /// What the work gives.
@@ -63,8 +84,7 @@ pub trait OnDevice {
 /// # }
 /// ```
 pub fn run_on<T: OnDevice>(name: DeviceName, work: T) -> Result<T::Output, DeviceError> {
-    let kind = DeviceKind::from(name);
-    kind.check()?;
+    name.check()?;
     match name {
         #[cfg(feature = "flex")]
         DeviceName::Flex => Ok(work.run::<burn_flex::Flex>(&Default::default())),
@@ -80,7 +100,7 @@ pub fn run_on<T: OnDevice>(name: DeviceName, work: T) -> Result<T::Output, Devic
             feature = "cuda",
             feature = "wgpu"
         )))]
-        _ => Err(DeviceError::NotCompiled(kind)),
+        _ => Err(DeviceError::NotCompiled(name.into())),
     }
 }
 

@@ -100,6 +100,9 @@ pub struct HiraAttentionConfig {
     pub recent_window: usize,
     /// Below this many visible keys the planner goes dense. Default 1024.
     pub min_sparse_len: usize,
+    /// A KV head whose rule keeps leaving out more than this softmax mass (the proven bound, mean over its group and recent steps) is
+    /// flat: the planner answers it densely, and tries again every 64 positions. 1 turns that off. Default 0.5.
+    pub max_dropped_mass: f32,
     /// Whether a prefill (a call with more than `max_decode_tokens` new tokens) is sparse too. Default false.
     pub use_hira_during_prefill: bool,
     /// Calls with at most this many new tokens are decode steps. Default 16.
@@ -146,6 +149,7 @@ impl Default for HiraAttentionConfig {
             sink_tokens: 4,
             recent_window: 64,
             min_sparse_len: 1024,
+            max_dropped_mass: 0.5,
             use_hira_during_prefill: false,
             max_decode_tokens: 16,
             plan: PlanPolicy::Auto,
@@ -345,6 +349,13 @@ impl HiraAttentionConfig {
             && !(scale.is_finite() && scale >= 0.0)
         {
             return value("scale", "must be finite and at least 0", f64::from(scale));
+        }
+        if !(self.max_dropped_mass > 0.0 && self.max_dropped_mass <= 1.0) {
+            return value(
+                "max_dropped_mass",
+                "must be above 0 and at most 1",
+                f64::from(self.max_dropped_mass),
+            );
         }
         self.memory_policy.validate()?;
         self.rule()?.validate()?;

@@ -13,7 +13,7 @@ use crate::{
     dense::{self, DenseStep},
     planner::{self, Step},
     scratch::{HeadScratch, ScratchPool},
-    sparse::{SparseStep, norm},
+    sparse::{self, SparseStep, norm},
 };
 
 /// The attention engine on slices; [`HiraAttention`](crate::HiraAttention) is its Burn face.
@@ -346,7 +346,7 @@ impl HostAttention {
             group: call.group,
             dim: call.dim,
             value_dim: call.value_dim,
-            survivor_fraction: head.survivor_fraction(),
+            history: head.history(),
         };
         match planner::choose(&self.config, &self.rule, step) {
             HeadPlan::Dense => {
@@ -366,10 +366,8 @@ impl HostAttention {
                     sink_tokens: self.config.sink_tokens,
                     recent_window: self.config.recent_window,
                 };
-                let mut survivors = 0;
                 sparse.attend(head, queries, visible, scratch, out)?;
                 for (report, answer) in reports.iter_mut().zip(&scratch.answers) {
-                    survivors += answer.survivors;
                     report.add_sparse(
                         visible,
                         answer.survivors,
@@ -377,9 +375,8 @@ impl HostAttention {
                         answer.certificate,
                     );
                 }
-                let mean = survivors / call.group;
-                let fraction = planner::updated_fraction(head.survivor_fraction(), mean, visible);
-                head.record_survivor_fraction(Some(fraction));
+                let now = sparse::history(&scratch.answers, visible);
+                head.record(planner::updated(head.history(), now));
             }
         }
         Ok(())

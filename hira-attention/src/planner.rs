@@ -1,6 +1,7 @@
 //! Dense or sparse, by a cost model over measured survivors.
 
 use crate::{HeadPlan, HiraAttentionConfig, PlanPolicy};
+use hira_cache::SparseHistory;
 use hira_threshold::ThresholdRule;
 
 /// What a gathered row costs beyond its own bytes, in bytes of streaming: a cold 256-byte row takes 25 to 30 ns where
@@ -18,7 +19,7 @@ const SPARSE_START: f64 = 400e3;
 /// Survivors per key that the rule selects, before any were measured (1.3 to 1.5 on real attention keys at the top 3 %).
 const EXPECTED_SURVIVORS: f64 = 1.5;
 
-/// Where survivors were too many for a sparse plan, they are measured again at every position that this divides.
+/// Where recent steps spoke against a sparse plan, it is measured again at every position that this divides.
 const PROBE_EVERY: usize = 64;
 
 /// One KV head at one decode step.
@@ -32,8 +33,8 @@ pub(crate) struct Step {
     pub(crate) dim: usize,
     /// Value dimension.
     pub(crate) value_dim: usize,
-    /// Running mean of survivors per visible key.
-    pub(crate) survivor_fraction: Option<f64>,
+    /// What recent sparse steps of the head came to.
+    pub(crate) history: Option<SparseHistory>,
 }
 
 /// Chooses the plan of one KV head's group at one step.
@@ -59,9 +60,17 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     {
         return HeadPlan::Dense;
     }
+    if step.history.is_some() && step.visible.is_multiple_of(PROBE_EVERY) {
+        return HeadPlan::Sparse;
+    }
+    if let Some(history) = step.history
+        && history.dropped_mass > f64::from(config.max_dropped_mass)
+    {
+        return HeadPlan::Dense;
+    }
     let visible = step.visible as f64;
-    let survivors = match (step.survivor_fraction, count) {
-        (Some(fraction), _) => fraction * visible,
+    let survivors = match (step.history, count) {
+        (Some(history), _) => history.survivor_fraction * visible,
         (None, Some(count)) => EXPECTED_SURVIVORS * count as f64,
         // a fixed threshold that was never tried: try it
         (None, None) => return HeadPlan::Sparse,
@@ -75,21 +84,23 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     let gathered = survivors * (key_row + overhead) + attended * (value_row + overhead);
     let scanned = visible * (step.dim + 4) as f64;
     let sparse = SPARSE_START + SPARSE_WEIGHT * (scanned + step.group as f64 * gathered);
-    if sparse < dense
-        || step.visible.is_multiple_of(PROBE_EVERY) && step.survivor_fraction.is_some()
-    {
+    if sparse < dense {
         HeadPlan::Sparse
     } else {
         HeadPlan::Dense
     }
 }
 
-/// The running mean of survivors per visible key after one more step.
-pub(crate) fn updated_fraction(before: Option<f64>, survivors: usize, visible: usize) -> f64 {
+/// A head's history after one more sparse step.
+pub(crate) fn updated(before: Option<SparseHistory>, now: SparseHistory) -> SparseHistory {
     /// Weight of the newest step: about 8 steps of memory.
     const NEWEST: f64 = 0.125;
-    let now = survivors as f64 / visible.max(1) as f64;
-    before.map_or(now, |before| before + NEWEST * (now - before))
+    let Some(before) = before else { return now };
+    let mean = |before: f64, now: f64| before + NEWEST * (now - before);
+    SparseHistory {
+        survivor_fraction: mean(before.survivor_fraction, now.survivor_fraction),
+        dropped_mass: mean(before.dropped_mass, now.dropped_mass),
+    }
 }
 
 #[cfg(test)]
@@ -102,7 +113,10 @@ mod tests {
             group: 3,
             dim: 64,
             value_dim: 64,
-            survivor_fraction,
+            history: survivor_fraction.map(|survivor_fraction| SparseHistory {
+                survivor_fraction,
+                dropped_mass: 0.2,
+            }),
         }
     }
 
@@ -127,6 +141,26 @@ mod tests {
         assert_eq!(plan(rule, step(8191, Some(0.6))), HeadPlan::Dense);
         assert_eq!(plan(rule, step(8192, Some(0.6))), HeadPlan::Sparse);
         assert_eq!(plan(rule, step(8191, None)), HeadPlan::Sparse);
+    }
+
+    #[test]
+    fn heads_that_drop_most_of_their_mass_go_dense_and_are_probed_again() {
+        let rule = ThresholdRule::TopK { k: 256 };
+        let mut flat = step(8191, Some(0.04));
+        assert_eq!(plan(rule, flat), HeadPlan::Sparse);
+        flat.history = Some(SparseHistory {
+            survivor_fraction: 0.04,
+            dropped_mass: 0.8,
+        });
+        assert_eq!(plan(rule, flat), HeadPlan::Dense);
+        flat.visible = 8192;
+        assert_eq!(plan(rule, flat), HeadPlan::Sparse);
+        let anything = HiraAttentionConfig {
+            max_dropped_mass: 1.0,
+            ..HiraAttentionConfig::new()
+        };
+        flat.visible = 8191;
+        assert_eq!(choose(&anything, &rule, flat), HeadPlan::Sparse);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The sparse plan: search, then attention over the selected keys.
 
-use hira_cache::HeadCache;
+use hira_cache::{HeadCache, SparseHistory};
 use hira_kernels::Kernel;
 use hira_search::{HalfspaceSearcher, SearchError, Selection};
 use hira_threshold::ThresholdRule;
@@ -127,6 +127,19 @@ impl SparseStep<'_> {
             attended: rows,
             certificate: premises.sparse(attended, selection.tail),
         }
+    }
+}
+
+/// Means over the answers of one step, at least one.
+pub(crate) fn history(answers: &[SparseAnswer], visible: usize) -> SparseHistory {
+    let count = answers.len() as f64;
+    let survivors: usize = answers.iter().map(|answer| answer.survivors).sum();
+    let dropped = answers
+        .iter()
+        .map(|answer| f64::from(answer.certificate.dropped_mass_bound));
+    SparseHistory {
+        survivor_fraction: survivors as f64 / (count * visible as f64),
+        dropped_mass: dropped.sum::<f64>() / count,
     }
 }
 

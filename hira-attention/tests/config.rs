@@ -85,6 +85,8 @@ fn impossible_values_are_named() {
         ("threshold_strategy", "threshold_strategy = \"topk\""),
         ("scale", "scale = -1.0"),
         ("scale", "scale = inf"),
+        ("max_dropped_mass", "max_dropped_mass = 0.0"),
+        ("max_dropped_mass", "max_dropped_mass = nan"),
         ("segment_len", "segment_len = 100"),
         ("segment_len", "segment_len = 0"),
         ("max_candidates", "max_candidates = 0"),

@@ -27,7 +27,16 @@ pub struct HeadCache {
     values: ValueStore,
     max_key_norm: f32,
     max_value_norm: f32,
-    survivor_fraction: Option<f64>,
+    history: Option<SparseHistory>,
+}
+
+/// Running means over a head's recent sparse steps, kept for the planner.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SparseHistory {
+    /// Survivors per visible key.
+    pub survivor_fraction: f64,
+    /// The proven bound on the dropped softmax mass.
+    pub dropped_mass: f64,
 }
 
 /// Why the values of one head were refused.
@@ -46,7 +55,7 @@ impl HeadCache {
             values,
             max_key_norm: 0.0,
             max_value_norm: 0.0,
-            survivor_fraction: None,
+            history: None,
         })
     }
 
@@ -80,14 +89,14 @@ impl HeadCache {
         self.max_value_norm
     }
 
-    /// Running mean of survivors per visible key in recent sketch scans, as recorded by the planner.
-    pub fn survivor_fraction(&self) -> Option<f64> {
-        self.survivor_fraction
+    /// What recent sparse steps came to, as recorded by the planner.
+    pub fn history(&self) -> Option<SparseHistory> {
+        self.history
     }
 
     /// Records what the planner measured. It steers the choice between dense and sparse, nothing else.
-    pub fn record_survivor_fraction(&mut self, fraction: Option<f64>) {
-        self.survivor_fraction = fraction;
+    pub fn record(&mut self, history: SparseHistory) {
+        self.history = Some(history);
     }
 
     /// Runs of keys and values over `positions`, in order: each is contiguous in both.
@@ -141,7 +150,7 @@ impl HeadCache {
         self.values.truncate(0);
         self.max_key_norm = 0.0;
         self.max_value_norm = 0.0;
-        self.survivor_fraction = None;
+        self.history = None;
     }
 }
 

@@ -33,6 +33,6 @@ pub mod burn;
 pub use cache::{CacheInfo, HiraCache};
 pub use config::CacheConfig;
 pub use error::CacheError;
-pub use head::{HeadCache, KvRun};
+pub use head::{HeadCache, KvRun, SparseHistory};
 pub use layer::LayerCache;
 pub use values::ValueStore;

@@ -120,8 +120,13 @@ fn check_rust(file: &Path, text: &str) -> Vec<String> {
         if UNFINISHED.iter().any(|mark| has_word(&written, mark)) {
             find("unfinished");
         }
-        if code(line).contains("#[ignore") {
-            find("ignored test: skip it with a reason that the test prints");
+        let example = line
+            .trim_start()
+            .trim_start_matches(['/', '!'])
+            .trim_start()
+            .strip_prefix("```");
+        if code(line).contains("#[ignore") || example.is_some_and(|kind| has_word(kind, "ignore")) {
+            find("ignored test or example: a test prints why it cannot run, an example compiles");
         }
     }
     findings
@@ -231,6 +236,8 @@ mod tests {
             assert_eq!(rust("a.rs", &format!("// {mark} this\n")), 1);
         }
         assert_eq!(rust("a.rs", concat!("#[", "ignore]\n")), 1);
+        assert_eq!(rust("a.rs", "    /// ```rust,ignore\n"), 1);
+        assert_eq!(rust("a.rs", "//! ```no_run\n"), 0);
         assert_eq!(rust("a.rs", &"x\n".repeat(MAX_LINES + 1)), 1);
         assert_eq!(rust("tests/a.rs", &"x\n".repeat(MAX_LINES + 1)), 0);
     }

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use hira_attention::device::DeviceKind;
 use hira_attention::{HiraAttentionConfig, HiraBackend};
 use hira_examples::chat::Conversation;
 use hira_examples::demo::{ComparisonConfig, Event, compare};
@@ -62,7 +61,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<()> {
     // Everything that can be refused without reading weights comes first.
-    DeviceKind::from(arguments.device).check()?;
+    arguments.device.check()?;
     ensure!(arguments.top_k_keys > 0, "--top-k-keys must be at least 1");
     let text = match &arguments.text {
         Some(file) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,

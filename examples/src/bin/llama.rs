@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Everything that can be refused without reading weights comes first.
-    DeviceKind::from(arguments.device).check()?;
+    arguments.device.check()?;
     let attention = arguments.attention()?;
     let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
     let prompt = arguments.prompt()?;

@@ -85,11 +85,12 @@ mod tests {
         table.line();
         table.pair("tokens/s", "9.5", "21.25");
         table.one("both", "x");
-        let expected = "\
-          dense   Hira\n\
-----------------------\n\
-tokens/s    9.5  21.25\n\
-both      x\n";
-        assert_eq!(table.to_string(), expected);
+        let expected = [
+            "          dense   Hira",
+            "----------------------",
+            "tokens/s    9.5  21.25",
+            "both      x",
+        ];
+        assert_eq!(table.to_string().lines().collect::<Vec<_>>(), expected);
     }
 }

@@ -45,10 +45,15 @@ pub enum HostAccessError {
 ///
 /// # Examples
 ///
-/// A backend of one's own needs no method:
+/// A backend of one's own needs no method: `impl HiraBackend for MyBackend {}`. Code that runs on any of them:
 ///
-/// ```ignore
-/// impl hira_index::burn::HiraBackend for MyBackend {}
+/// ```
+/// use burn::tensor::Tensor;
+/// use hira_index::burn::{HiraBackend, HostAccessError, with_host};
+///
+/// fn largest<B: HiraBackend>(keys: Tensor<B, 2>) -> Result<f32, HostAccessError> {
+///     with_host(keys, |keys| keys.iter().copied().fold(f32::NEG_INFINITY, f32::max))
+/// }
 /// ```
 pub trait HiraBackend: Backend {
     /// Calls `read` with the elements of `tensor` in row-major order, as `f32`.
