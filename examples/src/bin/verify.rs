@@ -51,7 +51,7 @@ struct Arguments {
     /// Which plan answers.
     #[arg(long, value_enum, default_value = "auto")]
     plan: PlanName,
-    /// Write the selected positions to this file, as {"selections": [head][row][positions]}.
+    /// Write the selected positions to this file, as JSON: `{"selections": [head][row][positions]}`.
     #[arg(long)]
     dump: Option<PathBuf>,
 }
