@@ -16,8 +16,9 @@ use crate::survivors::{Outcome, Rescoring};
 use crate::tree::Descent;
 use crate::visible::Visible;
 
-/// Below this many visible keys one thread is faster than waking others.
-const PARALLEL_KEYS: usize = 16_384;
+/// Below this many visible keys a search stays on its thread. Measured at 8,192 keys, three KV heads of a layer as tasks on two cores: the
+/// step takes 185 us with the third head's search split in two, 260 to 340 us without.
+const PARALLEL_KEYS: usize = 4_096;
 
 /// Buffers that [`HalfspaceSearcher::search_group_with`](crate::HalfspaceSearcher::search_group_with) reuses, and the planner's running counts.
 ///
