@@ -341,7 +341,16 @@ impl<B: HiraBackend> Llama<B> {
         Ok(())
     }
 
+    /// The layers, on a thread of rayon's pool: from another thread, every layer's attention would wake a worker and wait for it.
     fn layers(&self, cache: &mut LlamaCache, ids: &[u32]) -> Result<Tensor<B, 2>, LlamaError> {
+        rayon::scope(|_| self.layers_in_pool(cache, ids))
+    }
+
+    fn layers_in_pool(
+        &self,
+        cache: &mut LlamaCache,
+        ids: &[u32],
+    ) -> Result<Tensor<B, 2>, LlamaError> {
         let config = &self.config;
         let heads = (config.num_attention_heads, config.num_key_value_heads);
         let pass = Pass::new(&self.rotary, (cache.len(), ids.len()), heads, &self.device);
