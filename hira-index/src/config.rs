@@ -36,6 +36,8 @@ pub struct IndexConfig {
     pub update: UpdateStrategy,
     /// The clustering itself.
     pub kmeans: KMeansConfig,
+    /// The sample of positions that sampled rules look at.
+    pub sample: SampleConfig,
 }
 
 /// How the clusters of a segment are found when it is sealed.
@@ -65,6 +67,30 @@ pub struct KMeansConfig {
     pub seed: u64,
 }
 
+/// A uniform sample of the stored positions, kept up to date at O(1) a key.
+///
+/// Which positions are sampled depends on the seed and the number of keys alone; see
+/// [`sample_positions`](crate::HierarchicalIndex::sample_positions). Rules that look at no sample are unaffected by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleConfig {
+    /// Sampled positions, at most 65536; 0 keeps no sample, and then a sampled rule selects every key. Default: 256.
+    pub size: usize,
+    /// Seed of the choice. Default: 0.
+    pub seed: u64,
+}
+
+impl SampleConfig {
+    /// The most positions a sample can have.
+    pub const MAX_SIZE: usize = 1 << 16;
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self { size: 256, seed: 0 }
+    }
+}
+
 impl Default for IndexConfig {
     fn default() -> Self {
         Self {
@@ -75,6 +101,7 @@ impl Default for IndexConfig {
             min_coarse_len: 1024,
             update: UpdateStrategy::default(),
             kmeans: KMeansConfig::default(),
+            sample: SampleConfig::default(),
         }
     }
 }
@@ -137,6 +164,12 @@ impl IndexConfig {
         self
     }
 
+    /// Sets [`sample`](Self::sample).
+    pub fn with_sample(mut self, sample: SampleConfig) -> Self {
+        self.sample = sample;
+        self
+    }
+
     /// Coarse levels of a sealed segment of `len` keys.
     pub fn coarse_levels(&self, len: usize) -> usize {
         if len < self.min_coarse_len.max(1) {
@@ -177,6 +210,11 @@ impl IndexConfig {
                 self.kmeans.tolerance >= 0.0 && self.kmeans.tolerance.is_finite(),
                 "kmeans.tolerance",
                 "finite and not negative",
+            ),
+            (
+                self.sample.size <= SampleConfig::MAX_SIZE,
+                "sample.size",
+                "at most 65536",
             ),
         ];
         match requirements.iter().find(|(holds, ..)| !holds) {

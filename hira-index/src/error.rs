@@ -45,6 +45,12 @@ pub enum IndexError {
         /// What its value has to be.
         requirement: &'static str,
     },
+    /// A sample that is not what the number of keys gives; only [`validate`](crate::HierarchicalIndex::validate) looks for it.
+    #[error("the sample is not that of {len} keys")]
+    Sample {
+        /// Number of keys.
+        len: usize,
+    },
     /// An invariant that does not hold; only [`validate`](crate::HierarchicalIndex::validate) looks for it.
     #[error("segment {segment} is broken: {what}")]
     Invariant {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hira_kernels::Kernel;
 
 use crate::level::Level;
+use crate::reservoir::Reservoir;
 use crate::{IndexConfig, IndexError, IndexMemory, Segment, rows};
 
 /// Most keys of an index: positions are 32 bits wide.
@@ -37,6 +38,7 @@ pub struct HierarchicalIndex {
     kernel: Kernel,
     sealed: Vec<Arc<Segment>>,
     open: Arc<Segment>,
+    reservoir: Reservoir,
 }
 
 impl HierarchicalIndex {
@@ -58,6 +60,7 @@ impl HierarchicalIndex {
         config.validate()?;
         let open = Arc::new(Segment::open(0, &config, vec![0.0; config.dim]));
         Ok(Self {
+            reservoir: Reservoir::new(config.sample),
             config,
             kernel,
             sealed: Vec::new(),
@@ -110,6 +113,7 @@ impl HierarchicalIndex {
             }
             rest = later;
         }
+        self.reservoir.extend_to(self.len());
         Ok(())
     }
 
@@ -177,6 +181,35 @@ impl HierarchicalIndex {
         segment.keys().get(row..row + self.config.dim)
     }
 
+    /// Overwrites `out` with the sampled positions among the first `visible`: [`SampleConfig::size`](crate::SampleConfig::size)
+    /// of them, or all if fewer are visible. Beyond the stored keys, `visible` means all of them.
+    ///
+    /// A uniform sample without repetition. It depends on the sample's seed and on `visible` alone: not on the keys, not on
+    /// how they were appended or taken back, and not on whether there are later ones. The order is that of the sample's
+    /// slots, which later keys do not change except where they take a slot.
+    ///
+    /// # Complexity
+    ///
+    /// O(size) for all keys; for fewer, O(1) more for each replacement in the sample since, `size * ln(len / visible)` on
+    /// average. No allocation once `out` has room.
+    ///
+    /// ```
+    /// use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
+    ///
+    /// let sample = SampleConfig { size: 3, seed: 7 };
+    /// let mut index = HierarchicalIndex::new(IndexConfig::new(2).with_sample(sample))?;
+    /// index.append(&[0.5; 2 * 100])?;
+    /// let (mut early, mut late) = (Vec::new(), Vec::new());
+    /// index.sample_positions(50, &mut early);
+    /// index.truncate(50);
+    /// index.sample_positions(50, &mut late);
+    /// assert_eq!((early.len(), &early), (3, &late));
+    /// # Ok::<(), hira_index::IndexError>(())
+    /// ```
+    pub fn sample_positions(&self, visible: usize, out: &mut Vec<u32>) {
+        self.reservoir.positions_into(visible, out);
+    }
+
     /// Levels that a full segment has, the sketch included.
     pub fn num_levels(&self) -> usize {
         self.config.num_levels
@@ -187,10 +220,11 @@ impl HierarchicalIndex {
         self.segments().nth(segment)?.levels().get(i)
     }
 
-    /// Bytes allocated for keys, sketch and levels.
+    /// Bytes allocated for keys, sketch, levels and sample.
     pub fn memory_usage(&self) -> IndexMemory {
         let mut memory = IndexMemory {
             levels: vec![0; self.config.num_levels.saturating_sub(1)],
+            sample: self.reservoir.memory_usage(),
             ..IndexMemory::default()
         };
         for segment in self.segments() {
@@ -212,6 +246,7 @@ impl HierarchicalIndex {
         if len >= self.len() {
             return;
         }
+        self.reservoir.truncate(len);
         if len > self.open.start() {
             let kept = len - self.open.start();
             Arc::make_mut(&mut self.open).truncate(self.kernel, kept);
@@ -252,6 +287,10 @@ impl HierarchicalIndex {
 
     pub(crate) fn open(&self) -> &Segment {
         &self.open
+    }
+
+    pub(crate) fn reservoir(&self) -> &Reservoir {
+        &self.reservoir
     }
 }
 

@@ -28,6 +28,7 @@ mod index;
 mod kmeans;
 mod level;
 mod memory;
+mod reservoir;
 mod rows;
 mod segment;
 mod sketch;
@@ -37,7 +38,7 @@ mod validate;
 #[cfg(feature = "burn")]
 pub mod burn;
 
-pub use config::{IndexConfig, KMeansConfig, UpdateStrategy};
+pub use config::{IndexConfig, KMeansConfig, SampleConfig, UpdateStrategy};
 pub use error::IndexError;
 pub use index::HierarchicalIndex;
 pub use level::Level;

@@ -11,12 +11,14 @@ pub struct IndexMemory {
     pub sketch: usize,
     /// The coarse levels, level 0 (the coarsest) first.
     pub levels: Vec<usize>,
+    /// The sample of positions, and what undoes it.
+    pub sample: usize,
 }
 
 impl IndexMemory {
     /// Bytes of all parts.
     pub fn total(&self) -> usize {
-        self.keys + self.sketch + self.levels.iter().sum::<usize>()
+        self.keys + self.sketch + self.levels.iter().sum::<usize>() + self.sample
     }
 }
 
@@ -32,7 +34,7 @@ impl fmt::Display for IndexMemory {
         for (i, bytes) in self.levels.iter().enumerate() {
             write!(f, ", level {i} {bytes}")?;
         }
-        Ok(())
+        write!(f, ", sample {}", self.sample)
     }
 }
 

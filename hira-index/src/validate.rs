@@ -3,6 +3,7 @@
 
 use hira_kernels::{Kernel, QueryGroup, SegmentOffsets, TILE, tile_lines};
 
+use crate::reservoir::Reservoir;
 use crate::rows;
 use crate::{HierarchicalIndex, IndexConfig, IndexError, Segment};
 
@@ -15,7 +16,7 @@ impl HierarchicalIndex {
     /// Proves the invariants that a search relies on, or names one that does not hold.
     ///
     /// Segments follow each other without a gap; keys may be stored; the sketch is what its keys give, and its
-    /// intervals contain their scores for a sample of queries; slots are a permutation of positions; clusters nest and
+    /// intervals contain their scores for a sample of queries; the sampled positions are those of a sample that was made anew; slots are a permutation of positions; clusters nest and
     /// cover their segment; balls and boxes contain their members, and their bounds are not below the members' scores.
     ///
     /// # Complexity
@@ -24,7 +25,7 @@ impl HierarchicalIndex {
     ///
     /// # Errors
     ///
-    /// [`IndexError::Invariant`].
+    /// [`IndexError::Invariant`] or [`IndexError::Sample`].
     pub fn validate(&self) -> Result<(), IndexError> {
         let segments = self
             .sealed()
@@ -48,7 +49,19 @@ impl HierarchicalIndex {
                 .map_err(broken)?;
             start += segment.len();
         }
-        Ok(())
+        self.validate_sample()
+    }
+}
+
+impl HierarchicalIndex {
+    fn validate_sample(&self) -> Result<(), IndexError> {
+        let mut anew = Reservoir::new(self.config().sample);
+        anew.extend_to(self.len());
+        if *self.reservoir() == anew {
+            Ok(())
+        } else {
+            Err(IndexError::Sample { len: self.len() })
+        }
     }
 }
 

@@ -11,6 +11,7 @@ fn contents(index: &HierarchicalIndex) -> IndexMemory {
         keys: 0,
         sketch: 0,
         levels: vec![0; index.num_levels().saturating_sub(1)],
+        sample: index.memory_usage().sample,
     };
     let vector = index.dim() * 4;
     for segment in index.segments() {

@@ -57,7 +57,7 @@ impl MemoryReport {
             self.add(Part::Level(level), *bytes, policy, tiers);
         }
         self.add(Part::Sketch, index.sketch, policy, tiers);
-        self.add(Part::Keys, index.keys, policy, tiers);
+        self.add(Part::Keys, index.keys + index.sample, policy, tiers);
         self.add(Part::Values, values, policy, tiers);
     }
 
@@ -98,16 +98,17 @@ mod tests {
             keys: 100,
             sketch: 30,
             levels: vec![1, 2],
+            sample: 8,
         };
         let policy = MemoryPolicy::Hybrid { num_fast_levels: 1 };
         let tiers = [Tier::Device, Tier::Host];
         let mut report = MemoryReport::default();
         report.add_index(&index, 50, policy, &tiers);
         report.add_index(&index, 50, policy, &tiers);
-        assert_eq!(report.total(), 2 * 183);
+        assert_eq!(report.total(), 2 * 191);
         assert_eq!(report.on(Tier::Device), 2 * (1 + 30));
-        assert_eq!(report.on(Tier::Host), 2 * (2 + 100 + 50));
-        assert_eq!(report.of(Part::Keys), 200);
+        assert_eq!(report.on(Tier::Host), 2 * (2 + 108 + 50));
+        assert_eq!(report.of(Part::Keys), 216);
         let parts: Vec<Part> = report.entries().iter().map(|entry| entry.part).collect();
         assert_eq!(
             parts,

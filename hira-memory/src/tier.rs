@@ -34,7 +34,7 @@ pub enum Part {
     Level(usize),
     /// The quantised leaf level.
     Sketch,
-    /// Exact keys.
+    /// Exact keys, and the sample of their positions.
     Keys,
     /// Values.
     Values,

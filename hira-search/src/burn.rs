@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use hira_index::HierarchicalIndex;
 use hira_index::burn::{HiraBackend, HostAccessError, with_host};
-use hira_threshold::ThresholdRule;
+use hira_threshold::Threshold;
 
 use crate::{HalfspaceSearcher, SearchError, Selection};
 
@@ -31,7 +31,7 @@ impl HalfspaceSearcher {
         &self,
         index: &HierarchicalIndex,
         queries: Tensor<B, 2>,
-        rule: &ThresholdRule,
+        rule: &dyn Threshold,
     ) -> Result<Vec<Selection>, TensorError> {
         let [_, received] = queries.dims();
         if received != index.dim() {

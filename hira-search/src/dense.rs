@@ -54,7 +54,7 @@ impl DenseScores {
             out.scores
                 .extend_from_slice(&part[g * keys..(g + 1) * keys]);
         }
-        settle(group.target, group.visible, group.scale, buffers, out);
+        settle(group.targets[g], group.visible, group.scale, buffers, out);
     }
 }
 

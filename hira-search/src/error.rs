@@ -53,6 +53,12 @@ pub enum SearchError {
         /// What it must be.
         requirement: &'static str,
     },
+    /// The rule is valid but gave a threshold that no score can be compared with.
+    #[error("the rule resolved to a NaN threshold for query {query}")]
+    RuleNan {
+        /// Row of the query.
+        query: usize,
+    },
     /// The rule itself is not valid.
     #[error(transparent)]
     Threshold(#[from] ThresholdError),

@@ -1,10 +1,11 @@
-//! A first threshold for top-k rules, guessed from a sample of tiles.
+//! A first threshold for top-k queries, guessed from a sample of tiles.
 
 use hira_kernels::TILE;
 use hira_threshold::kth_largest;
 
 use crate::group::Group;
 use crate::scan::Scan;
+use crate::settle::Target;
 use crate::visible::Visible;
 
 /// Below this many visible keys the whole scan costs little more than a sample.
@@ -29,16 +30,20 @@ impl Sample {
         4 * (values + self.lower.capacity() + self.upper.capacity())
     }
 
-    /// Writes for each query a score that about `k` of the visible keys reach, or `-inf` where a guess would not pay.
+    /// Writes for each top-k query a score that about `k` of the visible keys reach; nothing where a guess would not pay.
     ///
     /// A guess, never a bound: the search proves afterwards that `k` keys reach it. It takes the lower bounds of every
     /// `stride`-th tile, in which `m` keys were seen, at rank `x + 4 sqrt(x) + 1` for `x = k * m / visible`. Random keys would need
     /// two standard deviations, `2 sqrt(x)`, but neighbours in a tile are alike: on captured keys at top-256 that guess was too
     /// high for 1 to 13 % of the queries, and this one for less than 1 %, with 100 candidates more.
-    pub(crate) fn estimate(&mut self, scan: &Scan<'_>, k: usize, taus: &mut [f32]) {
-        let Group { index, visible, .. } = *scan.group;
-        taus.fill(f32::NEG_INFINITY);
-        if visible < MIN_KEYS {
+    pub(crate) fn estimate(&mut self, scan: &Scan<'_>, taus: &mut [f32]) {
+        let Group {
+            index,
+            visible,
+            targets,
+            ..
+        } = *scan.group;
+        if visible < MIN_KEYS || !targets.iter().any(Target::is_top) {
             return;
         }
         let wanted = (visible / SHARE).clamp(MIN_SAMPLE, MAX_SAMPLE) / TILE;
@@ -56,7 +61,10 @@ impl Sample {
             }
             skip = tile - tiles.min(tile);
         }
-        for (values, tau) in self.values.iter_mut().zip(taus) {
+        for ((values, tau), target) in self.values.iter_mut().zip(taus).zip(targets) {
+            let Target::Top { k, .. } = *target else {
+                continue;
+            };
             let expected = k as f64 * values.len() as f64 / visible as f64;
             let rank = (expected + 4.0 * expected.sqrt() + 1.0).ceil() as usize;
             *tau = kth_largest(values, rank);

@@ -12,7 +12,8 @@ pub(crate) struct Group<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) queries: &'a [f32],
     pub(crate) visible: usize,
-    pub(crate) target: Target,
+    /// One for each query.
+    pub(crate) targets: &'a [Target],
     pub(crate) scale: f32,
 }
 
@@ -24,6 +25,15 @@ impl Group<'_> {
     /// Number of queries.
     pub(crate) fn len(&self) -> usize {
         self.queries.len() / self.dim()
+    }
+
+    /// Keys that the query with the most of them selects, if the rule counts for all queries.
+    pub(crate) fn count(&self) -> Option<usize> {
+        let counts = self.targets.iter().map(|target| match *target {
+            Target::AtLeast { .. } => None,
+            Target::Top { k, .. } => Some(k),
+        });
+        counts.reduce(|a, b| Some(a?.max(b?))).flatten()
     }
 
     pub(crate) fn query(&self, g: usize) -> &[f32] {

@@ -2,16 +2,17 @@
 
 use hira_index::HierarchicalIndex;
 use hira_kernels::Kernel;
-use hira_threshold::ThresholdRule;
+use hira_threshold::{Cut, RuleInput, Threshold};
 
 use crate::error::SearchError;
 
 /// The positions (ascending) and canonical scores that `query` selects among the first `visible` keys, by sorting every score.
 ///
-/// Shares nothing with the plans but the scalar kernel's canonical score; use it to check them.
+/// Shares nothing with the plans but the scalar kernel's canonical score, the rule and the positions of the index's sample; use it to
+/// check them.
 ///
 /// # Errors
-/// [`SearchError::Visible`], [`SearchError::Dimension`] or an invalid rule.
+/// [`SearchError::Visible`], [`SearchError::Dimension`], an invalid rule or one that resolves to NaN.
 ///
 /// # Complexity
 /// O(visible * (D + log visible)).
@@ -35,7 +36,7 @@ pub fn search_naive(
     index: &HierarchicalIndex,
     query: &[f32],
     visible: usize,
-    rule: &ThresholdRule,
+    rule: &dyn Threshold,
 ) -> Result<(Vec<u32>, Vec<f32>), SearchError> {
     rule.validate()?;
     if query.len() != index.dim() {
@@ -56,13 +57,27 @@ pub fn search_naive(
             Some((position as u32, Kernel::Scalar.score(query, key)))
         })
         .collect();
-    if let Some(tau) = rule.tau() {
-        keys.retain(|&(_, score)| score >= tau);
-    } else if let Some(k) = rule.count(visible) {
-        // Adding 0.0 makes the two zeros one score; the sort is stable, so ties stay in order of position.
-        keys.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)));
-        keys.truncate(k);
-        keys.sort_by_key(|&(position, _)| position);
+    if keys.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let mut sampled = Vec::new();
+    if rule.needs_sample() {
+        index.sample_positions(visible, &mut sampled);
+    }
+    let sample: Vec<f32> = sampled.iter().map(|&at| keys[at as usize].1).collect();
+    let input = RuleInput {
+        visible,
+        sample: &sample,
+    };
+    match rule.cut(&input) {
+        Cut::AtLeast { tau } if tau.is_nan() => return Err(SearchError::RuleNan { query: 0 }),
+        Cut::AtLeast { tau } => keys.retain(|&(_, score)| score >= tau),
+        Cut::Top { k } => {
+            // Adding 0.0 makes the two zeros one score; the sort is stable, so ties stay in order of position.
+            keys.sort_by(|a, b| (b.1 + 0.0).total_cmp(&(a.1 + 0.0)));
+            keys.truncate(k);
+            keys.sort_by_key(|&(position, _)| position);
+        }
     }
     Ok(keys.into_iter().unzip())
 }

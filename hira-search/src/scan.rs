@@ -50,7 +50,12 @@ impl Part {
     }
 
     /// Starts a pass with one threshold a query. A query whose threshold is `+inf` takes no part.
-    pub(crate) fn begin(&mut self, target: Target, scale: f32, taus: impl Iterator<Item = f32>) {
+    pub(crate) fn begin(
+        &mut self,
+        targets: &[Target],
+        scale: f32,
+        taus: impl Iterator<Item = f32>,
+    ) {
         self.queries.clear();
         self.queries.extend(taus.map(|tau| ScanQuery {
             tau,
@@ -60,13 +65,11 @@ impl Part {
         self.found.resize_with(queries, Candidates::default);
         self.found.iter_mut().for_each(Candidates::clear);
         self.limits.clear();
-        self.limits.resize(
-            queries,
-            match target {
+        self.limits
+            .extend(targets.iter().map(|target| match *target {
                 Target::AtLeast { .. } => usize::MAX,
                 Target::Top { k, .. } => k.saturating_mul(2).saturating_add(SPARE_CANDIDATES),
-            },
-        );
+            }));
     }
 
     /// Scans the part's runs.
@@ -97,9 +100,7 @@ impl Part {
             } else {
                 self.scan_tiles(scan, visible, run.segment, tiles);
             }
-            if let Target::Top { k, .. } = scan.group.target {
-                self.raise(k);
-            }
+            self.raise(scan.group.targets);
         }
     }
 
@@ -194,16 +195,20 @@ impl Part {
         }
     }
 
-    /// Cuts down every candidate list that has outgrown its limit.
+    /// Cuts down the candidate list of every top-k query that has outgrown its limit.
     ///
     /// The `k`-th largest lower bound of any keys is a proven threshold: those `k` keys reach it, so the `k`-th best does.
-    fn raise(&mut self, k: usize) {
-        for ((query, found), limit) in self
+    fn raise(&mut self, targets: &[Target]) {
+        for (((query, found), limit), target) in self
             .queries
             .iter_mut()
             .zip(&mut self.found)
             .zip(&mut self.limits)
+            .zip(targets)
         {
+            let Target::Top { k, .. } = *target else {
+                continue;
+            };
             if found.slots.len() <= *limit {
                 continue;
             }

@@ -9,6 +9,7 @@ use crate::estimate::Sample;
 use crate::group::Group;
 use crate::partition::Partition;
 use crate::plan::{History, Plan, Shape};
+use crate::resolve::Resolving;
 use crate::scan::{Part, Scan};
 use crate::selection::Selection;
 use crate::settle::Target;
@@ -26,6 +27,7 @@ const PARALLEL_KEYS: usize = 4_096;
 /// query. Any scratch gives the same answers for any index.
 #[derive(Default)]
 pub struct Scratch {
+    pub(crate) resolving: Resolving,
     prepared: QueryGroup,
     norms: Vec<f32>,
     offsets: Vec<SegmentOffsets>,
@@ -52,6 +54,7 @@ impl Scratch {
         let rescoring: usize = self.rescoring.iter().map(Rescoring::memory_usage).sum();
         parts
             + rescoring
+            + self.resolving.memory_usage()
             + self.sample.memory_usage()
             + self.partition.memory_usage()
             + self.descent.memory_usage()
@@ -65,10 +68,7 @@ impl Scratch {
             visible: group.visible,
             dim: group.dim(),
             queries: group.len(),
-            count: match group.target {
-                Target::AtLeast { .. } => None,
-                Target::Top { k, .. } => Some(k),
-            },
+            count: group.count(),
             coarse: has_levels(group.index, group.visible),
         })
     }
@@ -122,8 +122,8 @@ impl Scratch {
                 break;
             }
         }
-        if let Target::AtLeast { .. } = group.target {
-            for out in out.iter() {
+        for (out, target) in out.iter().zip(group.targets) {
+            if !target.is_top() {
                 self.history.note_survivors(out.stats.scanned_fraction());
             }
         }
@@ -148,18 +148,17 @@ impl Scratch {
 
     fn first_taus(&mut self, group: &Group<'_>) {
         self.taus.clear();
-        self.taus.resize(group.len(), f32::NEG_INFINITY);
-        match group.target {
-            Target::AtLeast { tau, .. } => self.taus.fill(tau),
-            Target::Top { k, .. } => {
-                let scan = Scan {
-                    group,
-                    prepared: &self.prepared,
-                    offsets: &self.offsets,
-                };
-                self.sample.estimate(&scan, k, &mut self.taus);
-            }
-        }
+        self.taus
+            .extend(group.targets.iter().map(|target| match *target {
+                Target::AtLeast { tau, .. } => tau,
+                Target::Top { .. } => f32::NEG_INFINITY,
+            }));
+        let scan = Scan {
+            group,
+            prepared: &self.prepared,
+            offsets: &self.offsets,
+        };
+        self.sample.estimate(&scan, &mut self.taus);
     }
 
     /// Divides the tiles that must be read into parts, and counts their visible keys.
@@ -202,7 +201,7 @@ impl Scratch {
         };
         let (taus, partition) = (&self.taus, &self.partition);
         let work = |(i, part): (usize, &mut Part)| {
-            part.begin(group.target, group.scale, taus.iter().copied());
+            part.begin(group.targets, group.scale, taus.iter().copied());
             part.scan(&scan, partition.part(i));
         };
         let parts = &mut self.parts[..count];

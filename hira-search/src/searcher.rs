@@ -1,7 +1,7 @@
 //! The searcher: checks, the choice of a plan, and the conveniences.
 
 use hira_index::HierarchicalIndex;
-use hira_threshold::ThresholdRule;
+use hira_threshold::{Threshold, ThresholdRule};
 use rayon::prelude::*;
 
 use crate::config::SearchConfig;
@@ -68,7 +68,7 @@ impl HalfspaceSearcher {
         &self,
         index: &HierarchicalIndex,
         query: &[f32],
-        rule: &ThresholdRule,
+        rule: &dyn Threshold,
     ) -> Result<Selection, SearchError> {
         let mut out = Selection::default();
         if query.len() != index.dim() {
@@ -102,7 +102,7 @@ impl HalfspaceSearcher {
         &self,
         index: &HierarchicalIndex,
         queries: &[f32],
-        rule: &ThresholdRule,
+        rule: &dyn Threshold,
     ) -> Result<Vec<Selection>, SearchError> {
         let dim = index.dim();
         let rows = check_queries(queries, dim)?;
@@ -165,7 +165,7 @@ impl HalfspaceSearcher {
     /// `4 D` bytes a visible key once.
     ///
     /// # Errors
-    /// An invalid rule; queries that are not whole, finite rows with a norm below [`MAX_NORM`](hira_kernels::MAX_NORM); another number of
+    /// An invalid rule, or one that resolves to NaN; queries that are not whole, finite rows with a norm below [`MAX_NORM`](hira_kernels::MAX_NORM); another number of
     /// selections than queries; `visible` beyond the stored keys; a `scale` that is negative or not finite.
     #[expect(
         clippy::too_many_arguments,
@@ -176,7 +176,7 @@ impl HalfspaceSearcher {
         index: &HierarchicalIndex,
         queries: &[f32],
         visible: usize,
-        rule: &ThresholdRule,
+        rule: &dyn Threshold,
         scale: f32,
         scratch: &mut Scratch,
         out: &mut [Selection],
@@ -184,20 +184,29 @@ impl HalfspaceSearcher {
         rule.validate()?;
         let rows = check_queries(queries, index.dim())?;
         check_call(index, rows, visible, scale, out)?;
+        let is_empty = rows == 0 || visible == 0;
+        if !is_empty {
+            let limit = self.config.max_candidates;
+            scratch
+                .resolving
+                .resolve(index, queries, visible, rule, limit)?;
+        }
         for out in out.iter_mut() {
             out.clear();
             out.stats.stored = index.len();
             out.stats.visible = visible;
         }
-        if rows == 0 || visible == 0 {
+        if is_empty {
             return Ok(());
         }
+        // Taken out so that the rest of the scratch can be lent beside them.
+        let targets = std::mem::take(&mut scratch.resolving.targets);
         let group = Group {
             index,
             kernel: index.kernel(),
             queries,
             visible,
-            target: Target::new(rule, visible, self.config.max_candidates),
+            targets: &targets,
             scale,
         };
         let plan = self.plan(&group, scratch);
@@ -210,12 +219,15 @@ impl HalfspaceSearcher {
         for out in out {
             out.stats.plan = plan;
         }
+        scratch.resolving.targets = targets;
         Ok(())
     }
 
     /// The plan asked for, or the cheapest, among those that can be followed.
     fn plan(&self, group: &Group<'_>, scratch: &mut Scratch) -> Plan {
-        if group.index.num_levels() == 0 || group.target.is_everything(group.visible) {
+        // One query that selects every key has every row read, so the others are scored on the way.
+        let everything = |target: &Target| target.is_everything(group.visible);
+        if group.index.num_levels() == 0 || group.targets.iter().any(everything) {
             return Plan::Dense;
         }
         match self.config.plan {

@@ -1,11 +1,11 @@
 //! The last step of every plan: from exactly scored keys to the selection and its tail.
 
-use hira_threshold::{ThresholdRule, select_at_least, select_top_k_with};
+use hira_threshold::{Cut, select_at_least, select_top_k_with};
 
 use crate::selection::{Selection, Tail};
 use crate::tail;
 
-/// A valid rule, resolved for the number of visible keys.
+/// A rule's cut for one query, within the number of visible keys and of candidates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Target {
     /// Every key that reaches `tau`, the best `limit` of them.
@@ -15,20 +15,34 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Resolves `rule` for `visible >= 1` keys. `tau` moves into the finite range, which changes no answer: a score is the
-    /// sum of products of two norms below 2^63, so its magnitude stays below 2^127.
-    pub(crate) fn new(rule: &ThresholdRule, visible: usize, max_candidates: Option<usize>) -> Self {
+    /// The target of a cut among `visible >= 1` keys; none if its `tau` is NaN.
+    ///
+    /// `tau` moves into the finite range, which changes no answer: a score is the sum of products of two norms below 2^63, so its
+    /// magnitude stays below 2^127. For the same reason no key reaches `f32::MAX`, which is what the best 0 keys come to.
+    pub(crate) fn new(cut: Cut, visible: usize, max_candidates: Option<usize>) -> Option<Self> {
         let limit = max_candidates.unwrap_or(usize::MAX);
-        match (rule.tau(), rule.count(visible)) {
-            (None, Some(k)) => Self::Top {
-                k: k.min(limit),
-                truncated: k > limit,
-            },
-            (tau, _) => Self::AtLeast {
-                tau: tau.unwrap_or(f32::MIN).clamp(f32::MIN, f32::MAX),
+        match cut {
+            Cut::AtLeast { tau } if tau.is_nan() => None,
+            Cut::AtLeast { tau } => Some(Self::AtLeast {
+                tau: tau.clamp(f32::MIN, f32::MAX),
                 limit,
-            },
+            }),
+            Cut::Top { k: 0 } => Some(Self::AtLeast {
+                tau: f32::MAX,
+                limit,
+            }),
+            Cut::Top { k } => {
+                let k = k.min(visible);
+                Some(Self::Top {
+                    k: k.min(limit),
+                    truncated: k > limit,
+                })
+            }
         }
+    }
+
+    pub(crate) fn is_top(&self) -> bool {
+        matches!(self, Self::Top { .. })
     }
 
     /// Whether every visible key is selected, so that no bound can help.
@@ -138,13 +152,10 @@ mod tests {
 
     #[test]
     fn a_truncated_selection_refers_to_its_lowest_score() {
-        let target = Target::new(
-            &ThresholdRule::Fixed {
-                tau: f32::NEG_INFINITY,
-            },
-            4,
-            Some(1),
-        );
+        let cut = Cut::AtLeast {
+            tau: f32::NEG_INFINITY,
+        };
+        let target = Target::new(cut, 4, Some(1)).expect("no NaN");
         let out = settled(target, &[1.0, 2.0, 1.0, 1.0], 4, 1.0);
         assert_eq!(
             (out.positions.as_slice(), out.stats.truncated),
@@ -156,10 +167,28 @@ mod tests {
 
     #[test]
     fn an_unasked_tail_is_infinite_unless_nothing_is_left_out() {
-        let rule = ThresholdRule::Fixed { tau: 0.5 };
-        let target = Target::new(&rule, 2, None);
+        let target = Target::new(Cut::AtLeast { tau: 0.5 }, 2, None).expect("no NaN");
         assert_eq!(settled(target, &[1.0, 2.0], 2, 0.0).tail.sum, 0.0);
         let out = settled(target, &[1.0, 0.0], 2, 0.0);
         assert_eq!((out.tail.reference, out.tail.sum), (0.5, f64::INFINITY));
+    }
+
+    #[test]
+    fn cuts_are_limited_to_what_is_there() {
+        let top = |k, limit| Target::new(Cut::Top { k }, 5, limit);
+        let target = |k, truncated| Some(Target::Top { k, truncated });
+        assert_eq!(top(9, None), target(5, false));
+        assert_eq!(top(9, Some(4)), target(4, true));
+        assert_eq!(top(3, Some(4)), target(3, false));
+        let nothing = Target::AtLeast {
+            tau: f32::MAX,
+            limit: usize::MAX,
+        };
+        assert_eq!(top(0, None), Some(nothing));
+        let at_least = |tau| Target::new(Cut::AtLeast { tau }, 5, None);
+        assert_eq!(at_least(f32::INFINITY), Some(nothing));
+        assert_eq!(at_least(f32::NAN), None);
+        assert!(at_least(f32::NEG_INFINITY).is_some_and(|target| target.is_everything(5)));
+        assert!(!at_least(0.0).is_some_and(|target| target.is_everything(5)));
     }
 }

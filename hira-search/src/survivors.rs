@@ -51,7 +51,8 @@ impl Rescoring {
             .iter()
             .fold(tau, |tau, part| tau.max(part.queries[g].tau));
         out.stats.candidates = parts.iter().map(|part| part.found[g].slots.len()).sum();
-        let proven = match group.target {
+        let target = group.targets[g];
+        let proven = match target {
             Target::AtLeast { tau, .. } => tau,
             Target::Top { k, .. } => self.kth_lower(parts, g, k),
         };
@@ -62,7 +63,7 @@ impl Rescoring {
             let found = &part.found[g];
             keep_at_least(&found.slots, &found.upper, floor, &mut out.positions);
         }
-        if let Target::Top { k, .. } = group.target
+        if let Target::Top { k, .. } = target
             && out.positions.len() < k
         {
             return Outcome::Rescan(proven);
@@ -71,15 +72,9 @@ impl Rescoring {
         out.scores.clear();
         out.scores.resize(out.positions.len(), 0.0);
         self.score(group, g, out);
-        settle(
-            group.target,
-            group.visible,
-            group.scale,
-            &mut self.settling,
-            out,
-        );
+        settle(target, group.visible, group.scale, &mut self.settling, out);
         // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
-        if let Target::Top { .. } = group.target
+        if let Target::Top { .. } = target
             && out.tail.reference < excluded
         {
             return Outcome::Rescan(out.tail.reference);

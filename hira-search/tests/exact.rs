@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{PLANS, ROWS, Rows, assert_exact, bits, build, rows, search};
+use common::{Mixed, PLANS, ROWS, Rows, assert_exact, bits, build, rows, search};
 use hira_index::{HierarchicalIndex, IndexConfig};
 use hira_kernels::Kernel;
 use hira_search::{Plan, PlanChoice, SearchConfig, search_naive};
-use hira_threshold::ThresholdRule;
+use hira_threshold::{Threshold, ThresholdRule};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -37,10 +37,17 @@ enum Rule {
     AboveScore(usize),
     Everything,
     Nothing,
+    /// A rule of one's own, which gives every query its own target.
+    Mixed(usize),
 }
 
 impl Rule {
-    fn resolve(self, index: &HierarchicalIndex, query: &[f32], visible: usize) -> ThresholdRule {
+    fn resolve(
+        self,
+        index: &HierarchicalIndex,
+        query: &[f32],
+        visible: usize,
+    ) -> Box<dyn Threshold> {
         let ranked = |rank: usize| {
             let everything = ThresholdRule::Fixed {
                 tau: f32::NEG_INFINITY,
@@ -50,7 +57,8 @@ impl Rule {
             scores.sort_by(|a, b| b.total_cmp(a));
             scores.get(visible * rank / 1000).copied().unwrap_or(0.0)
         };
-        match self {
+        Box::new(match self {
+            Self::Mixed(k) => return Box::new(Mixed { k }),
             Self::TopK(k) => ThresholdRule::TopK { k },
             Self::Percentile(percent) => ThresholdRule::Percentile { percent },
             Self::Score(rank) => ThresholdRule::Fixed { tau: ranked(rank) },
@@ -61,7 +69,7 @@ impl Rule {
                 tau: f32::NEG_INFINITY,
             },
             Self::Nothing => ThresholdRule::Fixed { tau: f32::INFINITY },
-        }
+        })
     }
 }
 
@@ -73,6 +81,7 @@ fn rules() -> impl Strategy<Value = Rule> {
         1 => (0usize..400).prop_map(Rule::AboveScore),
         1 => Just(Rule::Everything),
         1 => Just(Rule::Nothing),
+        2 => (0usize..100).prop_map(Rule::Mixed),
     ]
 }
 
@@ -148,9 +157,9 @@ proptest! {
         let rule = case.rule.resolve(&index, &queries[..dim], visible);
         for plan in PLANS {
             let config = SearchConfig::default().with_plan(plan).with_parallel(false);
-            let found = search(&index, &queries, visible, &rule, case.scale, config);
+            let found = search(&index, &queries, visible, &*rule, case.scale, config);
             for (query, selection) in queries.chunks_exact(dim).zip(&found) {
-                assert_exact(&index, query, visible, &rule, case.scale, selection);
+                assert_exact(&index, query, visible, &*rule, case.scale, selection);
             }
         }
     }

@@ -18,11 +18,13 @@
 //! # Ok::<(), hira_threshold::ThresholdError>(())
 //! ```
 
+mod cut;
 mod error;
 mod rule;
 mod select;
 mod tau;
 
+pub use cut::{Cut, RuleInput, Threshold};
 pub use error::ThresholdError;
 pub use rule::ThresholdRule;
 pub use select::{kth_largest, select_at_least, select_top_k, select_top_k_with};

@@ -6,7 +6,7 @@ use hira_kernels::Kernel;
 use hira_search::{
     HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, Selection, search_naive,
 };
-use hira_threshold::ThresholdRule;
+use hira_threshold::{Cut, RuleInput, Threshold, ThresholdError};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -98,12 +98,37 @@ pub(crate) const PLANS: [PlanChoice; 4] = [
     PlanChoice::Force(Plan::Tree),
 ];
 
+/// A rule of one's own that looks at the sample, and counts for some queries only: those whose first sampled score is odd.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mixed {
+    pub(crate) k: usize,
+}
+
+impl Threshold for Mixed {
+    fn validate(&self) -> Result<(), ThresholdError> {
+        Ok(())
+    }
+
+    fn needs_sample(&self) -> bool {
+        true
+    }
+
+    fn cut(&self, input: &RuleInput<'_>) -> Cut {
+        match input.sample.first() {
+            Some(first) if first.to_bits() % 2 == 1 => Cut::Top { k: self.k },
+            _ => Cut::AtLeast {
+                tau: input.sample.iter().copied().fold(f32::MIN, f32::max) / 2.0,
+            },
+        }
+    }
+}
+
 /// One group search.
 pub(crate) fn search(
     index: &HierarchicalIndex,
     queries: &[f32],
     visible: usize,
-    rule: &ThresholdRule,
+    rule: &dyn Threshold,
     scale: f32,
     config: SearchConfig,
 ) -> Vec<Selection> {
@@ -134,7 +159,7 @@ pub(crate) fn assert_exact(
     index: &HierarchicalIndex,
     query: &[f32],
     visible: usize,
-    rule: &ThresholdRule,
+    rule: &dyn Threshold,
     scale: f32,
     selection: &Selection,
 ) {
