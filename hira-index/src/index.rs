@@ -167,6 +167,18 @@ impl HierarchicalIndex {
         self.sealed.iter().chain(open).map(|segment| &**segment)
     }
 
+    /// The `i`-th of the [`segments`](Self::segments).
+    ///
+    /// # Complexity
+    ///
+    /// O(1).
+    pub fn segment(&self, i: usize) -> Option<&Segment> {
+        match self.sealed.get(i) {
+            Some(segment) => Some(segment),
+            None => (i == self.sealed.len() && !self.open.is_empty()).then_some(&self.open),
+        }
+    }
+
     /// The key at `position`.
     ///
     /// # Complexity
