@@ -194,7 +194,11 @@ fn clustered(len: usize, dim: usize) -> Head {
             centre.iter().map(|c| c / 15.0 + 0.05 * normal()).collect()
         })
         .collect();
-    Head::new(&IndexConfig::new(dim).with_min_coarse_len(0), &keys, steps)
+    // Long segments: a cluster of a short one has to hold keys of several centres.
+    let config = IndexConfig::new(dim)
+        .with_segment_len(1 << 17)
+        .with_min_coarse_len(0);
+    Head::new(&config, &keys, steps)
 }
 
 fn main() {

@@ -122,11 +122,15 @@ impl BestFirst {
             self.push_roots(scan, norms, g, *tau, &mut queue);
             let budget = (SEEN * k).max(MIN_SEEN) + self.seen[g].len();
             let mut check = k.max(self.seen[g].len());
-            while let Some(node) = queue.pop() {
+            while let Some(mut node) = queue.pop() {
                 if node.bound < *tau {
                     break;
                 }
-                self.open(scan, norms, g, node, *tau, &mut queue);
+                // Down to a leaf at once: a loose bound on an upper level promises more than the leaves below it hold, and would
+                // have all its peers opened before any key is seen.
+                while let Some(child) = self.open(scan, norms, g, node, *tau, &mut queue) {
+                    node = child;
+                }
                 let seen = self.seen[g].len();
                 if seen >= check {
                     *tau = tau.max(kth_largest(&mut self.seen[g], k));
@@ -170,12 +174,14 @@ impl BestFirst {
                 && let Some(roots) = visible.segment.levels().first()
             {
                 let clusters = 0..roots.len() as u32;
-                self.push(scan, norms, g, (segment, 0), clusters, &visible, tau, queue);
+                let best = self.push(scan, norms, g, (segment, 0), clusters, &visible, tau, queue);
+                queue.extend(best);
             }
         }
     }
 
-    /// Replaces a cluster by its children, or reads its keys if it is a leaf that was not read yet.
+    /// Replaces a cluster by its children and takes the best of them out again, or reads its keys if it is a leaf that was not read
+    /// yet.
     fn open(
         &mut self,
         scan: &Scan<'_>,
@@ -184,25 +190,14 @@ impl BestFirst {
         node: Node,
         tau: f32,
         queue: &mut BinaryHeap<Node>,
-    ) {
+    ) -> Option<Node> {
         let (segment, depth) = (node.segment as usize, node.depth as usize);
-        let Some(visible) = Visible::nth(scan.group.index, scan.group.visible, segment) else {
-            return;
-        };
+        let visible = Visible::nth(scan.group.index, scan.group.visible, segment)?;
         let levels = visible.segment.levels();
         let children = levels[depth].children(node.cluster as usize);
         if depth + 1 < levels.len() {
-            self.push(
-                scan,
-                norms,
-                g,
-                (segment, depth + 1),
-                children,
-                &visible,
-                tau,
-                queue,
-            );
-            return;
+            let below = (segment, depth + 1);
+            return self.push(scan, norms, g, below, children, &visible, tau, queue);
         }
         let bit = self.firsts[segment] + node.cluster as usize;
         if self.visited[bit / 64] >> (bit % 64) & 1 == 0 {
@@ -214,8 +209,10 @@ impl BestFirst {
                 children.start as usize..children.end as usize,
             );
         }
+        None
     }
 
+    /// Pushes the clusters whose bound reaches `tau`, all but the best of them, which is returned.
     #[expect(clippy::too_many_arguments, reason = "one place for both callers")]
     fn push(
         &mut self,
@@ -227,7 +224,7 @@ impl BestFirst {
         visible: &Visible<'_>,
         tau: f32,
         queue: &mut BinaryHeap<Node>,
-    ) {
+    ) -> Option<Node> {
         self.bounds.resize(clusters.len(), 0.0);
         self.opened += clusters.len();
         visible.segment.levels()[depth].upper_bounds_into(
@@ -237,16 +234,23 @@ impl BestFirst {
             norms[g],
             &mut self.bounds,
         );
+        let mut best: Option<Node> = None;
         for (cluster, &bound) in clusters.zip(&self.bounds) {
             if bound >= tau {
-                queue.push(Node {
+                let node = Node {
                     bound,
                     segment: segment as u32,
                     depth: depth as u32,
                     cluster,
-                });
+                };
+                match &mut best {
+                    Some(best) if *best < node => queue.push(std::mem::replace(best, node)),
+                    Some(_) => queue.push(node),
+                    None => best = Some(node),
+                }
             }
         }
+        best
     }
 
     /// Notes the lower bounds of the keys in `slots`, for every query.
