@@ -3,8 +3,6 @@
 use std::fmt;
 use std::ops::Range;
 
-use hira_kernels::{Kernel, TILE};
-
 use crate::memory;
 use crate::rows::{self, round_up};
 
@@ -31,25 +29,25 @@ use crate::rows::{self, round_up};
 /// ```
 #[derive(Clone)]
 pub struct Level {
-    dim: usize,
-    centroids: Vec<f32>,
-    lo: Vec<f32>,
-    hi: Vec<f32>,
-    scalars: Vec<Scalars>,
+    pub(crate) dim: usize,
+    pub(crate) centroids: Vec<f32>,
+    pub(crate) lo: Vec<f32>,
+    pub(crate) hi: Vec<f32>,
+    pub(crate) scalars: Vec<Scalars>,
     /// Where the children of each cluster end; those of the first start at 0.
     ends: Vec<u32>,
 }
 
 /// What a bound needs of one cluster besides its vectors; every value is rounded up.
 #[derive(Clone, Copy)]
-struct Scalars {
+pub(crate) struct Scalars {
     /// Largest distance of a member from the centroid.
-    radius: f32,
+    pub(crate) radius: f32,
     /// Norm of the centroid.
-    centroid_norm: f32,
+    pub(crate) centroid_norm: f32,
     /// Norm of `max(|lo|, |hi|)`, the farthest corner of the box that is symmetric about the origin: no member, and
     /// no vector of products with a query of norm 1, is longer.
-    box_norm: f32,
+    pub(crate) box_norm: f32,
 }
 
 impl Level {
@@ -91,70 +89,6 @@ impl Level {
     pub fn children(&self, i: usize) -> Range<u32> {
         let start = if i == 0 { 0 } else { self.ends[i - 1] };
         start..self.ends[i]
-    }
-
-    /// A score that no member of cluster `i` exceeds for the query `q`: the smaller of a ball's and a box's bound.
-    ///
-    /// `qnorm` must not be below the norm of `q`, and `q` must be a query that may be searched for: finite, with a norm
-    /// below `2^63`.
-    ///
-    /// # Units
-    ///
-    /// Score, as [`Kernel::score`] computes it: the bound is not below the canonical score of any member, bit for bit.
-    ///
-    /// # Numerics
-    ///
-    /// The ball bounds with `q . c + ||q|| r`, the box with `sum max(q_i lo_i, q_i hi_i)`, and both are raised by what
-    /// rounding can do to them and to a member's score: about `(D/16 + 5) 2^-24 ||q|| (2 ||c|| + r)` for the ball.
-    /// Where a partial sum of the box could overflow, the ball alone is used.
-    ///
-    /// # Complexity
-    ///
-    /// O(dim), three rows read.
-    ///
-    /// # Panics
-    ///
-    /// If `q` has another dimension than the keys.
-    pub fn upper_bound(&self, kernel: Kernel, i: usize, q: &[f32], qnorm: f32) -> f32 {
-        // The proof. u = 2^-24, n = ceil(D/16) + 5, gamma = n u / (1 - n u), A = 16 ceil(D/16) 2^-149.
-        //
-        // Canonical score of a member k. A product passes through at most ceil(D/16) fused operations of its lane and 4
-        // additions of the tree, each with a relative rounding error of at most u. A fused operation whose result is
-        // subnormal has an absolute error of at most 2^-150 instead (additions have none there), there are
-        // 16 ceil(D/16) of them, and later roundings less than double what they leave. With Cauchy-Schwarz:
-        //   (1)  |canonical(q, k) - q.k| <= gamma sum |q_i k_i| + A <= gamma ||q|| ||k|| + A.
-        //
-        // Ball. q.k = q.c + q.(k - c) <= q.c + ||q|| r and ||k|| <= ||c|| + r. With (1) for k, and for c, whose
-        // canonical score is what is computed:
-        //   canonical(q, k) <= canonical(q, c) + ||q|| r + gamma ||q|| (2 ||c|| + r) + 2 A.
-        //
-        // Box. t_i = max(q_i lo_i, q_i hi_i) >= q_i k_i. Rounding is monotonic, so the larger rounded product is t_i
-        // rounded: one rounding, then at most ceil(D/16) additions in its lane and 4 in the tree, at most n in all;
-        // only products can underflow. |t_i| <= |q_i| m_i and |k_i| <= m_i with m = max(|lo|, |hi|), so
-        // sum |t_i| <= ||q|| ||m||:
-        //   canonical(q, k) <= sum t_i + gamma ||q|| ||m|| + A <= computed sum + 2 gamma ||q|| ||m|| + 2 A.
-        //
-        // Both right sides are evaluated in f64, where a product of two f32 is exact, with `growth` = 1.01 n u in place
-        // of gamma. For D <= 2^16, n u < 2^-11 and growth exceeds gamma by more than 0.9 % of n u, that is 2^-29: far
-        // more than the five roundings of 2^-53 that the sum has in f64, relative to ||q|| (||c|| + r) or ||q|| ||m||
-        // and to A (which counts double what underflow can do). The last rounding, to f32, is upwards.
-        let scalars = &self.scalars[i];
-        let (qnorm, radius) = (f64::from(qnorm), f64::from(scalars.radius));
-        let blocks = q.len().div_ceil(TILE);
-        let growth = 1.01 * (blocks + 5) as f64 / (1u64 << 24) as f64;
-        let underflow = 2.0 * (TILE * blocks) as f64 * f64::from(f32::from_bits(1));
-
-        let centre = f64::from(kernel.score(q, self.centroid(i)));
-        let reach = 2.0 * f64::from(scalars.centroid_norm) + radius;
-        let ball = round_up(centre + qnorm * radius + growth * qnorm * reach + underflow);
-
-        // Below this no partial sum of the box exceeds 2^127: each is at most sum |t_i| (1 + gamma) + A.
-        let corner = qnorm * f64::from(scalars.box_norm);
-        if corner >= (1u128 << 126) as f64 {
-            return ball;
-        }
-        let sum = f64::from(box_sum(q, self.lo(i), self.hi(i)));
-        ball.min(round_up(sum + 2.0 * growth * corner + underflow))
     }
 
     /// The clusters that end at the slots `ends`, of keys in `order`; `below` are the ends of the next level.
@@ -232,35 +166,6 @@ impl Level {
     }
 }
 
-/// `sum max(q_i lo_i, q_i hi_i)` in sixteen lanes and a tree. Without fused operations, which the portable build of
-/// this crate would have to call a function for.
-fn box_sum(q: &[f32], lo: &[f32], hi: &[f32]) -> f32 {
-    fn larger(q: f32, lo: f32, hi: f32) -> f32 {
-        let (low, high) = (q * lo, q * hi);
-        if low > high { low } else { high }
-    }
-    let mut lanes = [0.0f32; TILE];
-    let (q_blocks, q_rest) = q.as_chunks::<TILE>();
-    let (lo_blocks, lo_rest) = lo.as_chunks::<TILE>();
-    let (hi_blocks, hi_rest) = hi.as_chunks::<TILE>();
-    for ((q, lo), hi) in q_blocks.iter().zip(lo_blocks).zip(hi_blocks) {
-        for l in 0..TILE {
-            lanes[l] += larger(q[l], lo[l], hi[l]);
-        }
-    }
-    for (l, ((&q, &lo), &hi)) in q_rest.iter().zip(lo_rest).zip(hi_rest).enumerate() {
-        lanes[l] += larger(q, lo, hi);
-    }
-    let mut half = TILE / 2;
-    while half > 0 {
-        for l in 0..half {
-            lanes[l] += lanes[l + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
-
 impl fmt::Debug for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Level")
@@ -271,6 +176,8 @@ impl fmt::Debug for Level {
 
 #[cfg(test)]
 mod tests {
+    use hira_kernels::Kernel;
+
     use super::*;
 
     fn one_cluster(keys: &[f32], dim: usize) -> Level {

@@ -21,6 +21,7 @@
 //! # Ok::<(), hira_index::IndexError>(())
 //! ```
 
+mod bound;
 mod config;
 mod error;
 mod index;

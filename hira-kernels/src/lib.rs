@@ -45,6 +45,7 @@
 //! ```
 
 mod bf16;
+mod boxes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dense;

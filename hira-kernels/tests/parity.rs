@@ -47,6 +47,36 @@ fn signed_zeros_and_subnormal_products_have_the_same_bits() {
 }
 
 #[test]
+fn box_sums_have_the_same_bits_and_reach_every_corner() {
+    for (seed, &dim) in LENGTHS.iter().enumerate().filter(|&(_, &dim)| dim > 0) {
+        for count in [0, 1, 2, 5, 17] {
+            let query = values(seed as u64, dim, 1.0);
+            let a = shifted(&values(seed as u64 + 5, count * dim, 10.0), 1);
+            let b = shifted(&values(seed as u64 + 6, count * dim, 10.0), 1);
+            let pairs = || a[1..].iter().zip(&b[1..]);
+            let lo: Vec<f32> = pairs().map(|(a, b)| a.min(*b)).collect();
+            let hi: Vec<f32> = pairs().map(|(a, b)| a.max(*b)).collect();
+            let mut expected = vec![0.0; count];
+            Kernel::Scalar.box_sums_into(&query, &lo, &hi, &mut expected);
+            for (i, &sum) in expected.iter().enumerate() {
+                let corner = |(q, (lo, hi)): (&f32, (&f32, &f32))| {
+                    f64::from(*q) * f64::from(if *q > 0.0 { *hi } else { *lo })
+                };
+                let row = lo[i * dim..].iter().zip(&hi[i * dim..]);
+                let exact: f64 = query.iter().zip(row).map(corner).sum();
+                let slack = 1e-6 * dim as f64 * 10.0;
+                assert!((f64::from(sum) - exact).abs() <= slack, "{sum} {exact}");
+            }
+            for kernel in others() {
+                let mut sums = vec![f32::NAN; count];
+                kernel.box_sums_into(&query, &lo, &hi, &mut sums);
+                assert_eq!(bits(&sums), bits(&expected), "{} at {dim}", kernel.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn runs_and_gathered_rows_have_the_bits_of_single_scores() {
     for dim in [1, 3, 16, 64, 80, 96, 128] {
         for count in COUNTS {

@@ -22,6 +22,15 @@ impl Avx512 {
         unsafe { score::scores(query, rows, out) }
     }
 
+    pub(crate) fn box_sums(self, query: &[f32], lo: &[f32], hi: &[f32], out: &mut [f32]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(query: &[f32], lo: &[f32], hi: &[f32], out: &mut [f32]) {
+            crate::boxes::box_sums(query, lo, hi, out);
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(query, lo, hi, out) }
+    }
+
     pub(crate) fn quantise_keys(
         self,
         keys: &[f32],

@@ -4,6 +4,7 @@ mod scan;
 
 pub(crate) use scan::{intervals, scan_block};
 
+pub(crate) use crate::boxes::box_sums;
 pub(crate) use crate::sketch::quantise_keys;
 
 use crate::exp::exp;
