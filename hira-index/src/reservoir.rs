@@ -135,3 +135,135 @@ fn draw(seed: u64, position: usize) -> usize {
     z ^= z >> 31;
     ((u128::from(z) * u128::from(step)) >> 64) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    fn grown(size: usize, seed: u64, len: usize) -> Reservoir {
+        let mut reservoir = Reservoir::new(SampleConfig { size, seed });
+        reservoir.extend_to(len);
+        reservoir
+    }
+
+    /// Algorithm R as it is written down, from the beginning.
+    fn replayed(size: usize, seed: u64, len: usize) -> Vec<u32> {
+        let mut slots = Vec::new();
+        for position in 0..len {
+            if position < size {
+                slots.push(position as u32);
+            } else if draw(seed, position) < size {
+                slots[draw(seed, position)] = position as u32;
+            }
+        }
+        slots
+    }
+
+    #[test]
+    fn any_history_gives_the_sample_of_the_length() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut out = Vec::new();
+        for size in [0, 1, 2, 7, 64, 300] {
+            for seed in [0, 1, u64::MAX] {
+                let mut reservoir = grown(size, seed, 0);
+                let mut forks = Vec::new();
+                for _ in 0..60 {
+                    let len = reservoir.len;
+                    match rng.random_range(0..4) {
+                        0 => reservoir.truncate(rng.random_range(0..=len + 3)),
+                        1 => forks.push((reservoir.clone(), reservoir.len)),
+                        _ => reservoir.extend_to(len + rng.random_range(0..200)),
+                    }
+                    assert_eq!(reservoir, grown(size, seed, reservoir.len));
+                    let visible = rng.random_range(0..=reservoir.len);
+                    for visible in [visible, reservoir.len] {
+                        reservoir.positions_into(visible, &mut out);
+                        assert_eq!(out, replayed(size, seed, visible), "{size} of {visible}");
+                    }
+                }
+                for (fork, len) in forks {
+                    assert_eq!(fork, grown(size, seed, len));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_positions_than_there_are_mean_all() {
+        let reservoir = grown(10, 3, 100);
+        let (mut all, mut more) = (Vec::new(), Vec::new());
+        reservoir.positions_into(100, &mut all);
+        reservoir.positions_into(usize::MAX, &mut more);
+        assert_eq!(all, more);
+        grown(10, 3, 4).positions_into(9, &mut all);
+        assert_eq!(all, [0, 1, 2, 3]);
+    }
+
+    /// Over many seeds every position is sampled equally often, and pairs of positions are no more often together than
+    /// chance has it. The seeds are fixed, so this either holds or does not.
+    #[test]
+    fn samples_are_uniform() {
+        let (size, len, seeds) = (16, 200, 20_000);
+        let mut counts = vec![0u32; len];
+        let mut pairs = 0u64;
+        let mut out = Vec::new();
+        for seed in 0..seeds {
+            grown(size, seed, len).positions_into(len, &mut out);
+            out.iter()
+                .for_each(|&position| counts[position as usize] += 1);
+            out.sort_unstable();
+            out.dedup();
+            assert_eq!(out.len(), size, "a position was sampled twice");
+            pairs += out.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count() as u64;
+        }
+        let share = size as f64 / len as f64;
+        let expected = seeds as f64 * share;
+        let squares = counts
+            .iter()
+            .map(|&count| (f64::from(count) - expected).powi(2));
+        // Sum of squares over the variance of a count: 199 degrees of freedom, a standard deviation of 20.
+        let chi = squares.sum::<f64>() / (expected * (1.0 - share));
+        assert!((120.0..300.0).contains(&chi), "{chi}");
+        // Neighbouring positions, of which there are 199, are both sampled with probability 16/200 * 15/199.
+        let expected =
+            seeds as f64 * (len - 1) as f64 * share * (size - 1) as f64 / (len - 1) as f64;
+        assert!(
+            (pairs as f64 - expected).abs() < 5.0 * expected.sqrt(),
+            "{pairs} of {expected}"
+        );
+    }
+
+    /// The log of a long history is what was predicted, and so is the memory: 8 bytes a slot and 24 an entry at most, for a
+    /// vector may double.
+    #[test]
+    fn the_log_grows_with_the_logarithm() {
+        for (size, len) in [(256, 1_000_000), (16, 300_000), (1000, 20_000)] {
+            let reservoir = grown(size, 0, len);
+            // Entries are independent with probability size / i each: the variance is below the mean.
+            let expected = size as f64 * (len as f64 / size as f64).ln();
+            let entries = reservoir.log.len() as f64;
+            assert!(
+                (entries - expected).abs() < 5.0 * expected.sqrt(),
+                "{entries} of {expected}"
+            );
+            let most = 8.0 * size as f64 + 24.0 * entries;
+            assert!(reservoir.memory_usage() as f64 <= most);
+        }
+        assert_eq!(grown(0, 0, 1_000_000).memory_usage(), 0);
+    }
+
+    #[test]
+    fn forks_share_their_memory_until_one_grows() {
+        let reservoir = grown(8, 0, 100);
+        let mut fork = reservoir.clone();
+        assert!(Arc::ptr_eq(&reservoir.slots, &fork.slots));
+        fork.extend_to(100);
+        assert!(Arc::ptr_eq(&reservoir.log, &fork.log));
+        fork.truncate(50);
+        assert_eq!(reservoir, grown(8, 0, 100));
+        assert_eq!(fork, grown(8, 0, 50));
+    }
+}

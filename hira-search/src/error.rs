@@ -63,3 +63,15 @@ pub enum SearchError {
     #[error(transparent)]
     Threshold(#[from] ThresholdError),
 }
+
+impl SearchError {
+    /// The error of a group, as one of the batch in which the group begins at row `first`.
+    pub(crate) fn in_batch(self, first: usize) -> Self {
+        match self {
+            Self::RuleNan { query } => Self::RuleNan {
+                query: first + query,
+            },
+            error => error,
+        }
+    }
+}

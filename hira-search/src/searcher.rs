@@ -107,20 +107,24 @@ impl HalfspaceSearcher {
         let dim = index.dim();
         let rows = check_queries(queries, dim)?;
         let mut out = vec![Selection::default(); rows];
-        let search = |scratch: &mut Scratch, (queries, out): (&[f32], &mut [Selection])| {
+        type Group<'a> = (usize, (&'a [f32], &'a mut [Selection]));
+        let search = |scratch: &mut Scratch, (i, (queries, out)): Group<'_>| {
             scratch.forget_keys();
             self.search_group_with(index, queries, index.len(), rule, 0.0, scratch, out)
+                .map_err(|error| error.in_batch(i * BATCH_GROUP))
         };
         if self.config.parallel {
             queries
                 .par_chunks(BATCH_GROUP * dim)
                 .zip(out.par_chunks_mut(BATCH_GROUP))
+                .enumerate()
                 .try_for_each_init(Scratch::new, search)?;
         } else {
             let mut scratch = Scratch::new();
             queries
                 .chunks(BATCH_GROUP * dim)
                 .zip(out.chunks_mut(BATCH_GROUP))
+                .enumerate()
                 .try_for_each(|group| search(&mut scratch, group))?;
         }
         Ok(out)

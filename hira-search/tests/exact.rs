@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Mixed, PLANS, ROWS, Rows, assert_exact, bits, build, rows, search};
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
 use hira_kernels::Kernel;
 use hira_search::{Plan, PlanChoice, SearchConfig, search_naive};
 use hira_threshold::{Threshold, ThresholdRule};
@@ -37,6 +37,8 @@ enum Rule {
     AboveScore(usize),
     Everything,
     Nothing,
+    /// A rule that looks at the index's sample.
+    Sampled(ThresholdRule),
     /// A rule of one's own, which gives every query its own target.
     Mixed(usize),
 }
@@ -59,6 +61,7 @@ impl Rule {
         };
         Box::new(match self {
             Self::Mixed(k) => return Box::new(Mixed { k }),
+            Self::Sampled(rule) => rule,
             Self::TopK(k) => ThresholdRule::TopK { k },
             Self::Percentile(percent) => ThresholdRule::Percentile { percent },
             Self::Score(rank) => ThresholdRule::Fixed { tau: ranked(rank) },
@@ -73,6 +76,18 @@ impl Rule {
     }
 }
 
+fn sampled() -> impl Strategy<Value = ThresholdRule> {
+    prop_oneof![
+        (-2.0f32..4.0).prop_map(|c| ThresholdRule::Adaptive { c }),
+        Just(ThresholdRule::SampleMax),
+        (1usize..6000).prop_map(|k| ThresholdRule::SampleTopK { k }),
+        (0.0f32..=1.0).prop_map(|weight| ThresholdRule::SampleMeanMax { weight }),
+        Just(ThresholdRule::SampleGap),
+        prop_oneof![0.01f32..5.0, 5.0f32..100.0, Just(100.0)]
+            .prop_map(|percent| ThresholdRule::Budget { percent }),
+    ]
+}
+
 fn rules() -> impl Strategy<Value = Rule> {
     prop_oneof![
         4 => prop_oneof![1usize..4, 4usize..300, Just(10_000)].prop_map(Rule::TopK),
@@ -81,6 +96,7 @@ fn rules() -> impl Strategy<Value = Rule> {
         1 => (0usize..400).prop_map(Rule::AboveScore),
         1 => Just(Rule::Everything),
         1 => Just(Rule::Nothing),
+        6 => sampled().prop_map(Rule::Sampled),
         2 => (0usize..100).prop_map(Rule::Mixed),
     ]
 }
@@ -92,6 +108,7 @@ fn cases() -> impl Strategy<Value = Case> {
         prop_oneof![Just(0usize), 1usize..40, 40usize..700, 2000usize..5000],
         prop::sample::select(vec![0usize, 1, 2, 3]),
         prop::sample::select(vec![16usize, 64, 1024, 8192]),
+        prop::sample::select(vec![0usize, 1, 16, 256, 65_536]),
         prop::sample::select(kernels),
     );
     let work = (
@@ -103,13 +120,17 @@ fn cases() -> impl Strategy<Value = Case> {
         prop::sample::select(SCALES.to_vec()),
     );
     (shape, work).prop_map(
-        |((dim, len, levels, segment_len, kernel), (rows, hidden, queries, seed, rule, scale))| {
+        |(
+            (dim, len, levels, segment_len, sample, kernel),
+            (rows, hidden, queries, seed, rule, scale),
+        )| {
             Case {
                 config: IndexConfig::new(dim)
                     .with_num_levels(levels)
                     .with_branching_factor(8)
                     .with_min_coarse_len(0)
-                    .with_segment_len(segment_len),
+                    .with_segment_len(segment_len)
+                    .with_sample(SampleConfig { size: sample, seed }),
                 kernel,
                 rows,
                 // Keeps the largest cases within a second or two of debug time.
@@ -175,6 +196,8 @@ fn kernels_plans_and_threads_give_the_same_bits() {
     for rule in [
         ThresholdRule::TopK { k: 100 },
         ThresholdRule::Fixed { tau: 9.0 },
+        ThresholdRule::SampleTopK { k: 100 },
+        ThresholdRule::Adaptive { c: 2.0 },
     ] {
         let mut expected = None;
         for kernel in Kernel::available() {
@@ -200,9 +223,13 @@ fn the_history_of_an_index_does_not_matter() {
     let (dim, len) = (16, 700);
     let keys = rows(Rows::Integers, len, dim, 3);
     let queries = rows(Rows::Integers, 2, dim, 4);
-    let rule = ThresholdRule::TopK { k: 50 };
+    let rules = [
+        ThresholdRule::TopK { k: 50 },
+        ThresholdRule::Budget { percent: 10.0 },
+        ThresholdRule::SampleMeanMax { weight: 0.5 },
+    ];
     for segment_len in [16, 64, 1024] {
-        for levels in [0, 1, 3] {
+        for (levels, rule) in [0, 1, 3].into_iter().zip(rules) {
             let config = IndexConfig::new(dim)
                 .with_num_levels(levels)
                 .with_min_coarse_len(0)
@@ -239,15 +266,20 @@ fn every_visible_prefix_is_exact() {
     let config = IndexConfig::new(dim)
         .with_min_coarse_len(0)
         .with_branching_factor(4)
-        .with_segment_len(64);
+        .with_segment_len(64)
+        .with_sample(SampleConfig { size: 20, seed: 1 });
     let index = build(config, Kernel::best(), &keys);
     for visible in 0..=len {
-        let rule = ThresholdRule::TopK { k: 7 };
-        for plan in PLANS {
-            let settings = SearchConfig::default().with_plan(plan);
-            let query = &keys[visible.min(len - 1) * dim..][..dim];
-            let found = search(&index, query, visible, &rule, 0.5, settings);
-            assert_exact(&index, query, visible, &rule, 0.5, &found[0]);
+        for rule in [
+            ThresholdRule::TopK { k: 7 },
+            ThresholdRule::SampleTopK { k: 7 },
+        ] {
+            for plan in PLANS {
+                let settings = SearchConfig::default().with_plan(plan);
+                let query = &keys[visible.min(len - 1) * dim..][..dim];
+                let found = search(&index, query, visible, &rule, 0.5, settings);
+                assert_exact(&index, query, visible, &rule, 0.5, &found[0]);
+            }
         }
     }
 }

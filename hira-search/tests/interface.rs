@@ -9,7 +9,7 @@ use hira_search::{
     HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, SearchError, Selection,
     search_naive,
 };
-use hira_threshold::{ThresholdError, ThresholdRule};
+use hira_threshold::{Cut, RuleInput, Threshold, ThresholdError, ThresholdRule};
 
 fn searcher(config: SearchConfig) -> HalfspaceSearcher {
     HalfspaceSearcher::new(config).expect("valid settings")
@@ -51,6 +51,8 @@ fn an_empty_index_selects_nothing() {
         ThresholdRule::Fixed {
             tau: f32::NEG_INFINITY,
         },
+        ThresholdRule::SampleMax,
+        ThresholdRule::Adaptive { c: 1.0 },
     ] {
         let found = searcher(SearchConfig::default())
             .search(&index, &[1.0; 4], &rule)
@@ -84,6 +86,7 @@ fn max_candidates_keeps_the_best_and_says_so() {
                 tau: f32::NEG_INFINITY,
             },
             ThresholdRule::Fixed { tau: 2.0 },
+            ThresholdRule::Adaptive { c: 0.0 },
             ThresholdRule::TopK { k: 500 },
             ThresholdRule::Percentile { percent: 100.0 },
         ] {
@@ -208,6 +211,16 @@ fn refusals_are_typed_and_change_nothing() {
         refused(&two, 10, ThresholdRule::TopK { k: 0 }, 0.0, 2),
         SearchError::Threshold(ThresholdError::ZeroK)
     );
+    assert_eq!(
+        refused(
+            &two,
+            10,
+            ThresholdRule::Adaptive { c: f32::INFINITY },
+            0.0,
+            2
+        ),
+        SearchError::Threshold(ThresholdError::Factor { c: f32::INFINITY })
+    );
     for scale in [-1.0, f32::NAN, f32::INFINITY] {
         assert!(matches!(
             refused(&two, 10, top, scale, 2),
@@ -227,14 +240,112 @@ fn refusals_are_typed_and_change_nothing() {
     );
 }
 
+/// A rule of one's own that answers the same cut for every query, but NaN from one query on.
+struct Same {
+    cut: Cut,
+    /// The sampled score from which on the answer is NaN.
+    nan_from: f32,
+}
+
+impl Threshold for Same {
+    fn validate(&self) -> Result<(), ThresholdError> {
+        Ok(())
+    }
+
+    fn needs_sample(&self) -> bool {
+        true
+    }
+
+    fn cut(&self, input: &RuleInput<'_>) -> Cut {
+        assert_eq!(input.sample.len(), input.visible.min(256));
+        if input.sample[0] >= self.nan_from {
+            Cut::AtLeast { tau: f32::NAN }
+        } else {
+            self.cut
+        }
+    }
+}
+
+#[test]
+fn rules_of_ones_own_may_answer_anything() {
+    let (dim, len) = (4, 3000);
+    let mut keys = rows(Rows::Plain, len, dim, 10);
+    keys[..dim].copy_from_slice(&[1.0, 0.0, 0.0, 0.0]);
+    let index = build(IndexConfig::new(dim), Kernel::best(), &keys);
+    // The first query scores 0 on key 0, which is sampled first where 256 keys are visible; the second scores 3.
+    let queries = [0.0, 1.0, 1.0, 1.0, 3.0, 1.0, 0.0, 0.0];
+    for plan in common::PLANS {
+        for visible in [1, 200, 256] {
+            for cut in [
+                Cut::Top { k: 0 },
+                Cut::Top { k: 1 },
+                Cut::Top { k: usize::MAX },
+                Cut::AtLeast {
+                    tau: f32::NEG_INFINITY,
+                },
+                Cut::AtLeast { tau: f32::INFINITY },
+                Cut::AtLeast { tau: f32::MIN },
+                Cut::AtLeast { tau: f32::MAX },
+                Cut::AtLeast { tau: -0.0 },
+            ] {
+                let rule = Same {
+                    cut,
+                    nan_from: f32::INFINITY,
+                };
+                let settings = SearchConfig::default().with_plan(plan);
+                let found = search(&index, &queries, visible, &rule, 0.5, settings);
+                for (query, found) in queries.chunks_exact(dim).zip(&found) {
+                    common::assert_exact(&index, query, visible, &rule, 0.5, found);
+                }
+                match cut {
+                    Cut::Top { k } => assert_eq!(found[0].len(), k.min(visible)),
+                    Cut::AtLeast { tau } if tau < -1e30 => assert_eq!(found[0].len(), visible),
+                    Cut::AtLeast { tau } if tau > 1e30 => assert!(found[0].is_empty()),
+                    Cut::AtLeast { .. } => {}
+                }
+            }
+        }
+    }
+    let nan = Same {
+        cut: Cut::Top { k: 1 },
+        nan_from: 2.0,
+    };
+    let before = vec![Selection::default(); 2];
+    let mut out = before.clone();
+    let searcher = searcher(SearchConfig::default());
+    let mut scratch = Scratch::new();
+    let refused =
+        searcher.search_group_with(&index, &queries, 256, &nan, 0.0, &mut scratch, &mut out);
+    assert_eq!(refused, Err(SearchError::RuleNan { query: 1 }));
+    assert_eq!(out, before);
+    assert!(search_naive(&index, &queries[..dim], 256, &nan).is_ok());
+    assert_eq!(
+        search_naive(&index, &queries[dim..], 256, &nan),
+        Err(SearchError::RuleNan { query: 0 })
+    );
+    // In a batch the row is that of the batch.
+    let few = build(IndexConfig::new(dim), Kernel::best(), &keys[..256 * dim]);
+    let many = [&queries[..dim].repeat(9), &queries[dim..]].concat();
+    assert_eq!(
+        searcher.search_batch(&few, &many, &nan),
+        Err(SearchError::RuleNan { query: 9 })
+    );
+}
+
 #[test]
 fn nothing_grows_in_steady_state() {
     let (dim, len) = (16, 12_000);
     let keys = rows(Rows::Plain, len, dim, 9);
     let config = IndexConfig::new(dim).with_segment_len(4096);
     let index = build(config, Kernel::best(), &keys);
-    let rule = ThresholdRule::TopK { k: 100 };
-    for plan in common::PLANS {
+    let rules = [
+        ThresholdRule::TopK { k: 100 },
+        ThresholdRule::SampleTopK { k: 100 },
+    ];
+    let cases = common::PLANS
+        .into_iter()
+        .flat_map(|plan| rules.map(|rule| (plan, rule)));
+    for (plan, rule) in cases {
         let searcher = searcher(SearchConfig::default().with_plan(plan));
         let mut scratch = Scratch::new();
         let mut out = vec![Selection::default(); 3];

@@ -1,6 +1,6 @@
 //! What a rule is asked, what it answers, and the trait that joins the two.
 
-use crate::{ThresholdError, ThresholdRule};
+use crate::ThresholdError;
 
 /// What a rule resolves to for one query: the one thing that a search has to know of it.
 ///
@@ -33,7 +33,7 @@ pub struct RuleInput<'a> {
 
 /// A rule that a search can follow: which keys to keep, given how many there are and the scores of a few of them.
 ///
-/// [`ThresholdRule`] implements it for the rules that travel in configuration files; a type of one's own may be handed
+/// [`ThresholdRule`](crate::ThresholdRule) implements it for the rules that travel in configuration files; a type of one's own may be handed
 /// to a search just as well. Whatever the rule answers, the search returns exactly the keys that the [`Cut`] describes.
 ///
 /// # Examples
@@ -83,19 +83,4 @@ pub trait Threshold: Sync {
     ///
     /// The same input should give the same answer: brute force resolves the rule anew to check a search.
     fn cut(&self, input: &RuleInput<'_>) -> Cut;
-}
-
-impl Threshold for ThresholdRule {
-    fn validate(&self) -> Result<(), ThresholdError> {
-        Self::validate(self)
-    }
-
-    fn cut(&self, input: &RuleInput<'_>) -> Cut {
-        match self.count(input.visible) {
-            Some(k) => Cut::Top { k },
-            None => Cut::AtLeast {
-                tau: self.tau().unwrap_or(f32::MIN),
-            },
-        }
-    }
 }

@@ -9,7 +9,7 @@ pub enum ThresholdError {
     /// A fixed threshold that no score can be compared with.
     #[error("tau must not be NaN")]
     TauNan,
-    /// A top-k rule that would select nothing.
+    /// A rule for `k` keys that would select nothing.
     #[error("k must be at least 1")]
     ZeroK,
     /// A percentile outside of its range, or NaN.
@@ -18,10 +18,25 @@ pub enum ThresholdError {
         /// The value received.
         percent: f32,
     },
-    /// Text that does not start with the name of a rule and an equals sign.
-    #[error("a rule is written fixed=TAU, top-k=K or percentile=PERCENT")]
+    /// A number of standard deviations that is NaN or infinite.
+    #[error("c must be finite, received {c}")]
+    Factor {
+        /// The value received.
+        c: f32,
+    },
+    /// A weight outside of its range, or NaN.
+    #[error("weight must be from 0 to 1, received {weight}")]
+    Weight {
+        /// The value received.
+        weight: f32,
+    },
+    /// Text that does not start with the name of a rule.
+    #[error(
+        "a rule is written fixed=TAU, top-k=K, percentile=PERCENT, adaptive=C, sample-max, sample-top-k=K, \
+         sample-mean-max=WEIGHT, sample-gap or budget=PERCENT"
+    )]
     UnknownRule,
-    /// Text that names a rule, followed by something that is not its number.
+    /// Text that names a rule, followed by something that is not its value.
     #[error("{rule} must be followed by {requirement}")]
     Value {
         /// The rule named.

@@ -1,8 +1,9 @@
 //! Threshold rules: which keys a query selects, and the exact selection that every plan ends with.
 //!
-//! A [`ThresholdRule`] is a small value that travels in configuration files and on command lines. It says either a
-//! score that a key must reach, or how many keys to keep; [`kth_largest`] turns the second into the first, and
-//! [`select_top_k`] and [`select_at_least`] settle the last exact step, ties included.
+//! A [`ThresholdRule`] is a small value that travels in configuration files and on command lines; the trait
+//! [`Threshold`] is for rules of one's own. A rule resolves to a [`Cut`] for each query: either a score that a key must
+//! reach, or how many keys to keep. [`kth_largest`] turns the second into the first, and [`select_top_k`] and
+//! [`select_at_least`] settle the last exact step, ties included.
 //!
 //! This crate sees numbers only: it knows neither keys nor indexes, so a bound and an exact score are the same to it.
 //!
@@ -21,8 +22,11 @@
 mod cut;
 mod error;
 mod rule;
+mod sampled;
 mod select;
+mod share;
 mod tau;
+mod text;
 
 pub use cut::{Cut, RuleInput, Threshold};
 pub use error::ThresholdError;

@@ -7,6 +7,20 @@ use proptest::test_runner::FileFailurePersistence;
 const FIXED: ThresholdRule = ThresholdRule::Fixed { tau: 1.5 };
 const TOP: ThresholdRule = ThresholdRule::TopK { k: 256 };
 const SHARE: ThresholdRule = ThresholdRule::Percentile { percent: 2.0 };
+const ADAPTIVE: ThresholdRule = ThresholdRule::Adaptive { c: -0.5 };
+const SAMPLE_TOP: ThresholdRule = ThresholdRule::SampleTopK { k: 64 };
+const MEAN_MAX: ThresholdRule = ThresholdRule::SampleMeanMax { weight: 0.5 };
+const BUDGET: ThresholdRule = ThresholdRule::Budget { percent: 2.5 };
+
+/// Every sampled rule.
+const SAMPLED: [ThresholdRule; 6] = [
+    ADAPTIVE,
+    ThresholdRule::SampleMax,
+    SAMPLE_TOP,
+    MEAN_MAX,
+    ThresholdRule::SampleGap,
+    BUDGET,
+];
 
 #[test]
 fn tagged_form() {
@@ -14,6 +28,12 @@ fn tagged_form() {
         (FIXED, r#"{"rule":"fixed","tau":1.5}"#),
         (TOP, r#"{"rule":"top_k","k":256}"#),
         (SHARE, r#"{"rule":"percentile","percent":2.0}"#),
+        (ADAPTIVE, r#"{"rule":"adaptive","c":-0.5}"#),
+        (ThresholdRule::SampleMax, r#"{"rule":"sample_max"}"#),
+        (SAMPLE_TOP, r#"{"rule":"sample_top_k","k":64}"#),
+        (MEAN_MAX, r#"{"rule":"sample_mean_max","weight":0.5}"#),
+        (ThresholdRule::SampleGap, r#"{"rule":"sample_gap"}"#),
+        (BUDGET, r#"{"rule":"budget","percent":2.5}"#),
         (
             ThresholdRule::Fixed {
                 tau: f32::NEG_INFINITY,
@@ -47,6 +67,13 @@ fn tagged_form_refuses() {
         r#"{"rule":"fixed","tau":1e300}"#,
         r#"{"rule":"fixed","tau":null}"#,
         r#"{"k":1}"#,
+        r#"{"rule":"adaptive"}"#,
+        r#"{"rule":"adaptive","percent":1}"#,
+        r#"{"rule":"sample_max","k":1}"#,
+        r#"{"rule":"sample_gap","weight":0.5}"#,
+        r#"{"rule":"sample-max"}"#,
+        r#"{"rule":"sample_top_k","k":1.5}"#,
+        r#"{"rule":"budget"}"#,
     ] {
         assert!(
             serde_json::from_str::<ThresholdRule>(json).is_err(),
@@ -61,6 +88,12 @@ fn one_word_form() {
         (FIXED, "fixed=1.5"),
         (TOP, "top-k=256"),
         (SHARE, "percentile=2"),
+        (ADAPTIVE, "adaptive=-0.5"),
+        (ThresholdRule::SampleMax, "sample-max"),
+        (SAMPLE_TOP, "sample-top-k=64"),
+        (MEAN_MAX, "sample-mean-max=0.5"),
+        (ThresholdRule::SampleGap, "sample-gap"),
+        (BUDGET, "budget=2.5"),
         (
             ThresholdRule::Fixed {
                 tau: f32::NEG_INFINITY,
@@ -72,21 +105,45 @@ fn one_word_form() {
         assert_eq!(word.parse(), Ok(rule));
     }
     let refused = |word: &str| word.parse::<ThresholdRule>().unwrap_err();
-    assert_eq!(refused("top-k"), ThresholdError::UnknownRule);
-    assert_eq!(refused("best=3"), ThresholdError::UnknownRule);
+    for unknown in ["", "best=3", "best", "=3", "sample_max", "Budget=2"] {
+        assert_eq!(refused(unknown), ThresholdError::UnknownRule);
+    }
+    for (text, message) in [
+        ("top-k", "top-k must be followed by = and a whole number"),
+        (
+            "sample-top-k=many",
+            "sample-top-k must be followed by = and a whole number",
+        ),
+        ("adaptive", "adaptive must be followed by = and a number"),
+        ("budget=", "budget must be followed by = and a number"),
+        ("sample-max=1", "sample-max must be followed by nothing"),
+        ("sample-gap=", "sample-gap must be followed by nothing"),
+        ("sample-top-k=0", "k must be at least 1"),
+        ("adaptive=inf", "c must be finite, received inf"),
+        (
+            "sample-mean-max=1.25",
+            "weight must be from 0 to 1, received 1.25",
+        ),
+        (
+            "budget=0",
+            "percent must be above 0 and at most 100, received 0",
+        ),
+    ] {
+        assert_eq!(refused(text).to_string(), message);
+    }
     assert_eq!(refused("top-k=0"), ThresholdError::ZeroK);
     assert_eq!(
         refused("top-k=1.5"),
         ThresholdError::Value {
             rule: "top-k",
-            requirement: "a whole number"
+            requirement: "= and a whole number"
         }
     );
     assert_eq!(
         refused("fixed="),
         ThresholdError::Value {
             rule: "fixed",
-            requirement: "a number"
+            requirement: "= and a number"
         }
     );
     assert_eq!(refused("fixed=NaN"), ThresholdError::TauNan);
@@ -103,8 +160,38 @@ fn limits() {
         TOP,
         SHARE,
         ThresholdRule::Percentile { percent: 100.0 },
-    ] {
+        ThresholdRule::Budget { percent: 100.0 },
+        ThresholdRule::Adaptive { c: f32::MIN },
+        ThresholdRule::SampleMeanMax { weight: 0.0 },
+        ThresholdRule::SampleMeanMax { weight: 1.0 },
+    ]
+    .into_iter()
+    .chain(SAMPLED)
+    {
         assert_eq!(rule.validate(), Ok(()));
+    }
+    assert_eq!(
+        ThresholdRule::SampleTopK { k: 0 }.validate(),
+        Err(ThresholdError::ZeroK)
+    );
+    for c in [f32::INFINITY, f32::NEG_INFINITY] {
+        assert_eq!(
+            ThresholdRule::Adaptive { c }.validate(),
+            Err(ThresholdError::Factor { c })
+        );
+    }
+    for weight in [-0.1, 1.0f32.next_up(), f32::INFINITY] {
+        assert_eq!(
+            ThresholdRule::SampleMeanMax { weight }.validate(),
+            Err(ThresholdError::Weight { weight })
+        );
+    }
+    for rule in [
+        ThresholdRule::Adaptive { c: f32::NAN },
+        ThresholdRule::SampleMeanMax { weight: f32::NAN },
+        ThresholdRule::Budget { percent: f32::NAN },
+    ] {
+        assert!(rule.validate().is_err());
     }
     assert_eq!(
         ThresholdRule::Fixed { tau: f32::NAN }.validate(),
@@ -117,6 +204,10 @@ fn limits() {
     for percent in [0.0, -0.0, -1.0, 100.00001, f32::INFINITY] {
         assert_eq!(
             ThresholdRule::Percentile { percent }.validate(),
+            Err(ThresholdError::Percent { percent })
+        );
+        assert_eq!(
+            ThresholdRule::Budget { percent }.validate(),
             Err(ThresholdError::Percent { percent })
         );
     }
@@ -157,9 +248,25 @@ proptest! {
     }
 
     #[test]
-    fn words_round_trip(tau in any::<f32>(), k in 1usize.., percent in 0.001f32..=100.0) {
+    fn words_round_trip(
+        tau in any::<f32>(),
+        c in f32::MIN..=f32::MAX,
+        k in 1usize..,
+        percent in 0.001f32..=100.0,
+        weight in 0.0f32..=1.0,
+    ) {
         prop_assume!(!tau.is_nan());
-        for rule in [ThresholdRule::Fixed { tau }, ThresholdRule::TopK { k }, ThresholdRule::Percentile { percent }] {
+        for rule in [
+            ThresholdRule::Fixed { tau },
+            ThresholdRule::TopK { k },
+            ThresholdRule::Percentile { percent },
+            ThresholdRule::Adaptive { c },
+            ThresholdRule::SampleMax,
+            ThresholdRule::SampleTopK { k },
+            ThresholdRule::SampleMeanMax { weight },
+            ThresholdRule::SampleGap,
+            ThresholdRule::Budget { percent },
+        ] {
             prop_assert_eq!(rule.to_string().parse(), Ok(rule));
             let json = serde_json::to_string(&rule).unwrap();
             prop_assert_eq!(serde_json::from_str::<ThresholdRule>(&json).unwrap(), rule);
