@@ -248,16 +248,23 @@ pub(crate) fn run(
     validate_every: usize,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let mut at = 0;
-    let mut run = || -> Result<(), String> {
-        let mut runner = Runner::new(&history.shape, validate_every, report)?;
-        for (number, step) in history.steps.iter().enumerate() {
-            at = number;
-            runner.step(number, step)?;
-        }
-        Ok(())
-    };
-    run().map_err(|what| Failure { step: at, what })
+    let mut step = 0;
+    run_steps(history, validate_every, report, &mut step).map_err(|what| Failure { step, what })
+}
+
+/// `at` is the step that is being run.
+fn run_steps(
+    history: &History,
+    validate_every: usize,
+    report: &mut Report,
+    at: &mut usize,
+) -> Result<(), String> {
+    let mut runner = Runner::new(&history.shape, validate_every, report)?;
+    for (number, step) in history.steps.iter().enumerate() {
+        *at = number;
+        runner.step(number, step)?;
+    }
+    Ok(())
 }
 
 /// As [`run`], but a panic of the library is a failure too.
@@ -266,18 +273,15 @@ pub(crate) fn run_caught(
     validate_every: usize,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let caught = panic::catch_unwind(AssertUnwindSafe(|| run(history, validate_every, report)));
-    caught.unwrap_or_else(|_| {
-        let what = LAST_PANIC
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-            .unwrap_or_else(|| "a panic".into());
-        Err(Failure {
-            step: history.steps.len(),
-            what,
-        })
-    })
+    let mut step = 0;
+    let caught = panic::catch_unwind(AssertUnwindSafe(|| {
+        run_steps(history, validate_every, report, &mut step)
+    }));
+    let ran = caught.unwrap_or_else(|_| {
+        let mut last = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+        Err(last.take().unwrap_or_else(|| "a panic".into()))
+    });
+    ran.map_err(|what| Failure { step, what })
 }
 
 static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
