@@ -45,6 +45,12 @@ pub enum IndexError {
         /// What its value has to be.
         requirement: &'static str,
     },
+    /// A builder that failed, or clusters of one that cannot be used.
+    #[error("the builder is of no use here: {what}")]
+    Builder {
+        /// What was wrong with it or with the hierarchy that it returned.
+        what: &'static str,
+    },
     /// An invariant that does not hold; only [`validate`](crate::HierarchicalIndex::validate) looks for it.
     #[error("segment {segment} is broken: {what}")]
     Invariant {

@@ -21,24 +21,33 @@
 //! # Ok::<(), hira_index::IndexError>(())
 //! ```
 
+mod builder;
 mod config;
 mod error;
 mod index;
-mod kmeans;
 mod level;
 mod memory;
 mod rows;
 mod segment;
 mod sketch;
-mod tree;
+mod update;
 mod validate;
 
 #[cfg(feature = "burn")]
 pub mod burn;
 
-pub use config::{IndexConfig, KMeansConfig, UpdateStrategy};
+pub use builder::{
+    BuildInput, Builder, BuilderConfig, ChunkBuilder, Hierarchy, KMeansBuilder, KMeansStart,
+    KdAxis, KdTreeBuilder, RandomizedBuilder,
+};
+pub use config::IndexConfig;
 pub use error::IndexError;
 pub use index::HierarchicalIndex;
 pub use level::Level;
 pub use memory::IndexMemory;
 pub use segment::Segment;
+pub use update::{
+    DynamicUpdater, IncrementalUpdater, RebuildTrigger, RebuildUpdater, UpdateConfig,
+};
+
+use builder::build_checked;
