@@ -241,23 +241,26 @@ impl<S: Simd, const R: usize> Best<S, R> {
             simd.store(values.as_mut_ptr(), self.values[r]);
             simd.store(numbers.as_mut_ptr(), self.registers[r]);
         }
-        for (lane, number) in numbers.iter_mut().enumerate() {
-            *number = *number * S::LANES as f32 + lane as f32;
+        let largest = halve(values, |a, b| if b > a { b } else { a });
+        for (lane, (number, value)) in numbers.iter_mut().zip(values).enumerate() {
+            let here = *number * S::LANES as f32 + lane as f32;
+            *number = if value == largest { here } else { f32::INFINITY };
         }
-        let mut half = TILE / 2;
-        while half > 0 {
-            for l in 0..half {
-                let (a, b) = (values[l], values[l + half]);
-                let second = b > a || (b == a && numbers[l + half] < numbers[l]);
-                values[l] = if second { b } else { a };
-                numbers[l] = if second {
-                    numbers[l + half]
-                } else {
-                    numbers[l]
-                };
-            }
-            half /= 2;
-        }
-        (numbers[0], values[0])
+        // Equal values may be zeros of either sign: the sum is the positive one.
+        let first = halve(numbers, |a, b| if b < a { b } else { a });
+        (first, largest + 0.0)
     }
+}
+
+/// Sixteen lanes to one, in a tree: the compiler vectorises its steps.
+#[inline(always)]
+fn halve(mut lanes: [f32; TILE], choose: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = TILE / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] = choose(lanes[l], lanes[l + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

@@ -49,7 +49,7 @@ fn definition(point: &[f32], centroids: &[f32]) -> (u32, f32) {
         let pairs = point.iter().zip(centroid);
         let product = pairs.fold(0.0f32, |sum, (&x, &c)| x.mul_add(c, sum));
         let square: f64 = centroid.iter().map(|&c| f64::from(c) * f64::from(c)).sum();
-        let value = product + (-square / 2.0) as f32;
+        let value = product + (-square / 2.0) as f32 + 0.0;
         if value > best.1 {
             best = (i as u32, value);
         }
