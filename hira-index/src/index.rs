@@ -1,6 +1,5 @@
 //! The index: sealed segments, an open one, and what moves keys from the second to the first.
 
-use std::fmt;
 use std::sync::Arc;
 
 use hira_kernels::Kernel;
@@ -384,39 +383,5 @@ impl HierarchicalIndex {
     pub(crate) fn is_pending(&self, i: usize) -> bool {
         let mut pending = self.pending.iter();
         pending.any(|pending| pending.covers(&self.sealed, i))
-    }
-}
-
-/// A dump of a few lines: sizes, segments with the number of clusters on each level, and memory.
-impl fmt::Display for HierarchicalIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "HierarchicalIndex: {} keys of dimension {}, {} levels, branching factor {}, kernel {}",
-            self.len(),
-            self.config.dim,
-            self.config.num_levels,
-            self.config.branching_factor,
-            self.kernel.name()
-        )?;
-        for segment in self.segments() {
-            let state = if segment.is_sealed() {
-                "sealed"
-            } else {
-                "open"
-            };
-            write!(f, "  {state} segment at {}: ", segment.start())?;
-            for level in segment.levels() {
-                write!(f, "{} > ", level.len())?;
-            }
-            writeln!(f, "{} keys", segment.len())?;
-        }
-        write!(f, "  {}", self.memory_usage())
-    }
-}
-
-impl fmt::Debug for HierarchicalIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }

@@ -23,6 +23,7 @@
 
 mod builder;
 mod config;
+mod dump;
 mod error;
 mod index;
 mod level;
@@ -41,6 +42,7 @@ pub use builder::{
     KdAxis, KdTreeBuilder, RandomizedBuilder,
 };
 pub use config::IndexConfig;
+pub use dump::KeyPath;
 pub use error::IndexError;
 pub use index::HierarchicalIndex;
 pub use level::Level;
