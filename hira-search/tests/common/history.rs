@@ -9,7 +9,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hira_index::{HierarchicalIndex, IndexConfig, IndexError, KMeansConfig, UpdateStrategy};
+use hira_index::{
+    BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, IndexError,
+    KMeansBuilder, KMeansStart, KdAxis, KdTreeBuilder, RandomizedBuilder, RebuildTrigger,
+    RebuildUpdater, UpdateConfig,
+};
 use hira_kernels::{Kernel, MAX_NORM};
 use hira_search::{HalfspaceSearcher, PlanChoice, Scratch, SearchConfig, Selection};
 
@@ -28,15 +32,72 @@ pub(crate) struct Variant {
 
 /// Every way to build and update an index.
 pub(crate) const VARIANTS: &[Variant] = &[
-    variant("rebuild", |config| config),
-    variant("incremental", |config| {
-        config.with_update(UpdateStrategy::Incremental)
+    variant("k-means", |config| config),
+    variant("k-means, spherical", |config| {
+        config.with_builder(BuilderConfig::KMeans(KMeansBuilder {
+            start: KMeansStart::Random,
+            spherical: true,
+            nredo: 2,
+            max_iterations: 3,
+            ..KMeansBuilder::default()
+        }))
     }),
-    variant("unrefined", |config| {
-        config.with_kmeans(KMeansConfig {
-            max_iterations: 1,
-            ..KMeansConfig::default()
-        })
+    variant("randomized", |config| {
+        config.with_builder(BuilderConfig::Randomized(RandomizedBuilder::default()))
+    }),
+    variant("kd-tree", |config| {
+        config.with_builder(BuilderConfig::KdTree(KdTreeBuilder::default()))
+    }),
+    variant("kd-tree, principal, in the background", |config| {
+        let builder = KdTreeBuilder {
+            axis: KdAxis::Principal,
+            ..KdTreeBuilder::default()
+        };
+        config
+            .with_builder(BuilderConfig::KdTree(builder))
+            .with_background(true)
+    }),
+    variant("chunks", |config| config.with_builder(BuilderConfig::Chunk)),
+    variant("rebuilt always", |config| {
+        let trigger = RebuildTrigger::Always;
+        config
+            .with_builder(BuilderConfig::Randomized(RandomizedBuilder::default()))
+            .with_update(UpdateConfig::Rebuild(RebuildUpdater { trigger }))
+    }),
+    variant("rebuilt every 37", |config| {
+        let trigger = RebuildTrigger::EveryN { n: 37 };
+        config.with_update(UpdateConfig::Rebuild(RebuildUpdater { trigger }))
+    }),
+    variant("rebuilt by growth, in the background", |config| {
+        let trigger = RebuildTrigger::Growth { ratio: 0.1 };
+        config
+            .with_update(UpdateConfig::Rebuild(RebuildUpdater { trigger }))
+            .with_background(true)
+    }),
+    variant("incremental", |config| {
+        config.with_update(UpdateConfig::Incremental(IncrementalUpdater {
+            every: 29,
+            rebuild_every: 4,
+        }))
+    }),
+    variant("incremental, in the background", |config| {
+        config
+            .with_update(UpdateConfig::Incremental(IncrementalUpdater::default()))
+            .with_background(true)
+    }),
+    variant("dynamic", |config| {
+        config.with_update(UpdateConfig::Dynamic(DynamicUpdater {
+            base: 32,
+            ..DynamicUpdater::default()
+        }))
+    }),
+    variant("dynamic, in the background", |config| {
+        config
+            .with_update(UpdateConfig::Dynamic(DynamicUpdater {
+                base: 16,
+                ..DynamicUpdater::default()
+            }))
+            .with_background(true)
     }),
 ];
 
