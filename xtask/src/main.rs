@@ -97,9 +97,10 @@ enum Chore {
     ///
     /// Runs the `soak` example of hira-search in release, without Burn: indexes of every shape are
     /// grown, cut, forked and searched with every plan and rule, and every answer is compared. The
-    /// default of 1e9 key checks takes @@ minutes on two cores. A failure prints the seed, the case
-    /// and the shortest history found. Everything after `soak` is handed to it, such as
-    /// --checks 1e7 --seconds 60 --seed 1: `cargo xtask soak -- --help` lists its flags.
+    /// default of 1e9 key checks takes one to two minutes on two cores, and the first build some
+    /// minutes more. A failure prints the seed, the case and the shortest history found. Everything
+    /// after `soak` is handed to it, such as --checks 1e7 --seconds 60 --seed 1:
+    /// `cargo xtask soak -- --help` lists its flags.
     #[command(verbatim_doc_comment)]
     Soak {
         /// Flags of the soak

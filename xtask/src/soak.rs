@@ -12,7 +12,7 @@ pub(crate) fn run(workspace: &Workspace, example: &str, flags: &[String]) -> Res
     Ok(command.args(flags).status()?.success())
 }
 
-/// An example in release and without Burn, which it does not need: it builds in a minute. Flags can be added.
+/// An example in release and without Burn, which it does not need. Flags can be added.
 pub(crate) fn command(workspace: &Workspace, example: &str) -> Command {
     let mut command = workspace.cargo("run");
     command.args([

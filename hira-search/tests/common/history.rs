@@ -15,7 +15,8 @@ use hira_index::{
     RebuildUpdater, UpdateConfig,
 };
 use hira_kernels::{Kernel, MAX_NORM};
-use hira_search::{HalfspaceSearcher, PlanChoice, Scratch, SearchConfig, Selection};
+use hira_search::{HalfspaceSearcher, PlanChoice, Scratch, SearchConfig, SearchError, Selection};
+use hira_threshold::ThresholdRule;
 
 use crate::common::{PLANS, ROWS, Rows, rows};
 
@@ -495,17 +496,25 @@ impl<'a> Runner<'a> {
                 .with_plan(plan)
                 .with_max_candidates(limit)
                 .with_parallel(search.parallel);
-            let searched = HalfspaceSearcher::new(config).and_then(|searcher| {
-                let scratch = &mut self.scratch;
-                searcher
-                    .search_group_with(index, &queries, visible, &rule, scale, scratch, &mut out)
-            });
-            searched.map_err(|error| format!("a good search was refused: {error}"))?;
+            let refused = |error| format!("a good search was refused: {error}");
+            let searcher = HalfspaceSearcher::new(config).map_err(refused)?;
+            let scratch = &mut self.scratch;
+            searcher
+                .search_group_with(index, &queries, visible, &rule, scale, scratch, &mut out)
+                .map_err(refused)?;
             for ((scores, (cut, expected)), found) in scores.iter().zip(&expected).zip(&out) {
                 compare(scores, expected, scale, index.len(), found).map_err(|what| {
                     format!("{plan:?}, {rule}, {cut:?}, {visible} keys: {what}\n{index}")
                 })?;
             }
+            refused_searches(
+                &searcher,
+                index,
+                &queries,
+                &rule,
+                &mut self.scratch,
+                &mut out,
+            )?;
             let checks = (visible * out.len()) as u64;
             count(self.report, self.shape, index, plan, kind.name, checks);
             for found in &out {
@@ -575,6 +584,40 @@ fn refused(shape: &Shape, pair: &mut Pair, rows: u8, flaw: Flaw, seed: u8) -> Re
             "a refused batch changed the index:\n{before}\n{after}"
         )),
     }
+}
+
+/// Searches that must be refused with the right error, and must leave what was found before as it was.
+fn refused_searches(
+    searcher: &HalfspaceSearcher,
+    index: &HierarchicalIndex,
+    queries: &[f32],
+    rule: &ThresholdRule,
+    scratch: &mut Scratch,
+    out: &mut [Selection],
+) -> Result<(), String> {
+    let (len, before) = (index.len(), out.to_vec());
+    let mut bad = queries.to_vec();
+    if let Some(last) = bad.last_mut() {
+        *last = f32::NAN;
+    }
+    let not_finite = queries.len().checked_sub(1).map(|last| {
+        let (query, column) = (last / index.dim(), last % index.dim());
+        (&bad[..], len, SearchError::NonFinite { query, column })
+    });
+    let beyond = SearchError::Visible {
+        visible: len + 1,
+        stored: len,
+    };
+    for (queries, visible, expected) in not_finite.into_iter().chain([(queries, len + 1, beyond)]) {
+        let answer = searcher.search_group_with(index, queries, visible, rule, 0.0, scratch, out);
+        if answer != Err(expected.clone()) {
+            return Err(format!("{answer:?}, expected {expected:?}"));
+        }
+        if *out != before {
+            return Err(format!("{expected} changed what was found before"));
+        }
+    }
+    Ok(())
 }
 
 /// The index holds exactly the keys that were appended and not taken back.
