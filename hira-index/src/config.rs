@@ -3,7 +3,7 @@
 use hira_kernels::{MAX_DIM, TILE};
 use serde::{Deserialize, Serialize};
 
-use crate::IndexError;
+use crate::{IndexError, ProductConfig};
 
 /// The shape of an index: one value for its whole life.
 ///
@@ -36,6 +36,9 @@ pub struct IndexConfig {
     pub update: UpdateStrategy,
     /// The clustering itself.
     pub kmeans: KMeansConfig,
+    /// Product codes of every sealed segment that is long enough for coarse levels, beside its sketch; `None` for none.
+    /// Default: `None`.
+    pub product: Option<ProductConfig>,
 }
 
 /// How the clusters of a segment are found when it is sealed.
@@ -75,6 +78,7 @@ impl Default for IndexConfig {
             min_coarse_len: 1024,
             update: UpdateStrategy::default(),
             kmeans: KMeansConfig::default(),
+            product: None,
         }
     }
 }
@@ -137,6 +141,19 @@ impl IndexConfig {
         self
     }
 
+    /// Sets [`product`](Self::product).
+    pub fn with_product(mut self, product: Option<ProductConfig>) -> Self {
+        self.product = product;
+        self
+    }
+
+    /// How a sealed segment of `len` keys is product-quantised, if it is: not if it has no sketch or is shorter than
+    /// [`min_coarse_len`](Self::min_coarse_len).
+    pub fn product_of(&self, len: usize) -> Option<&ProductConfig> {
+        let worthwhile = self.num_levels > 0 && len >= self.min_coarse_len.max(1);
+        self.product.as_ref().filter(|_| worthwhile)
+    }
+
     /// Coarse levels of a sealed segment of `len` keys.
     pub fn coarse_levels(&self, len: usize) -> usize {
         if len < self.min_coarse_len.max(1) {
@@ -181,7 +198,7 @@ impl IndexConfig {
         ];
         match requirements.iter().find(|(holds, ..)| !holds) {
             Some(&(_, key, requirement)) => Err(IndexError::Config { key, requirement }),
-            None => Ok(()),
+            None => self.product.map_or(Ok(()), |product| product.validate()),
         }
     }
 }

@@ -9,6 +9,8 @@ pub struct IndexMemory {
     pub keys: usize,
     /// The sketch: codes and parameters of the tiles, their norms, the segment centres, and the order of the slots.
     pub sketch: usize,
+    /// The product codes with their codebooks, where segments have them.
+    pub product: usize,
     /// The coarse levels, level 0 (the coarsest) first.
     pub levels: Vec<usize>,
 }
@@ -16,7 +18,7 @@ pub struct IndexMemory {
 impl IndexMemory {
     /// Bytes of all parts.
     pub fn total(&self) -> usize {
-        self.keys + self.sketch + self.levels.iter().sum::<usize>()
+        self.keys + self.sketch + self.product + self.levels.iter().sum::<usize>()
     }
 }
 
@@ -29,6 +31,9 @@ impl fmt::Display for IndexMemory {
             self.keys,
             self.sketch
         )?;
+        if self.product > 0 {
+            write!(f, ", product {}", self.product)?;
+        }
         for (i, bytes) in self.levels.iter().enumerate() {
             write!(f, ", level {i} {bytes}")?;
         }

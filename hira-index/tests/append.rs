@@ -3,7 +3,7 @@
 mod common;
 
 use common::{KINDS, Kind, bits, dim, keys, kind, small_config, stored};
-use hira_index::{HierarchicalIndex, IndexConfig, UpdateStrategy};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig, UpdateStrategy};
 use hira_kernels::Kernel;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -59,6 +59,7 @@ proptest! {
         branching_factor in 2usize..=9,
         min_coarse_len in prop::sample::select(&[0usize, 30, 64][..]),
         incremental in any::<bool>(),
+        product in prop_oneof![Just(None), (1usize..20, any::<bool>()).prop_map(Some)],
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 1..12),
     ) {
@@ -67,7 +68,11 @@ proptest! {
             .with_num_levels(num_levels)
             .with_branching_factor(branching_factor)
             .with_min_coarse_len(min_coarse_len)
-            .with_update(update);
+            .with_update(update)
+            .with_product(product.map(|(subvectors, wide)| {
+                let bits = if wide { 8 } else { 4 };
+                ProductConfig::default().with_subvectors(subvectors).with_bits(bits)
+            }));
         let mut index = HierarchicalIndex::new(config).unwrap();
         let mut expected: Vec<f32> = Vec::new();
         let mut forks = Vec::new();

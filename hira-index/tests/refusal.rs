@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Kind, bits, keys, small_config, stored};
-use hira_index::{HierarchicalIndex, IndexConfig, IndexError, KMeansConfig, UpdateStrategy};
+use hira_index::{
+    HierarchicalIndex, IndexConfig, IndexError, KMeansConfig, ProductConfig, UpdateStrategy,
+};
 use serde::Deserialize;
 use serde::de::value::{Error, MapDeserializer};
 
@@ -95,6 +97,16 @@ fn configurations_are_checked_by_key() {
             refused(config.clone().with_kmeans(kmeans)),
             "kmeans.tolerance"
         );
+    }
+    for (product, key) in [
+        (ProductConfig::default().with_bits(6), "product.bits"),
+        (
+            ProductConfig::default().with_subvectors(0),
+            "product.subvectors",
+        ),
+        (ProductConfig::default().with_train(0), "product.train"),
+    ] {
+        assert_eq!(refused(config.clone().with_product(Some(product))), key);
     }
     for extreme in [
         config
