@@ -6,7 +6,7 @@
 //!
 //! # How a group is answered
 //! 1. **Plan** ([`Plan`]): dense for short indexes and wide selections, else a scan of the int8 sketch, after a descent of the coarse
-//!    levels where that is measured to pay.
+//!    levels or a pass over the product codes where that is measured to pay.
 //! 2. **Threshold**: given for a fixed rule. For top-k the lower bounds of a few sampled tiles give a guess.
 //! 3. **Scan**: one pass over the sketch gives every key an interval for every query of the group; keys whose upper bound reaches the
 //!    threshold become candidates, the others add the weight of their upper bound to the tail.
@@ -24,6 +24,7 @@ mod group;
 mod naive;
 mod partition;
 mod plan;
+mod product;
 mod scan;
 mod scratch;
 mod searcher;

@@ -13,6 +13,8 @@ pub enum Plan {
     SketchScan,
     /// Clusters were pruned by the coarse levels first, then as `SketchScan` on the tiles that were left.
     Tree,
+    /// Tiles were ruled out by their product codes first, then as `SketchScan` on the tiles that were left.
+    Product,
 }
 
 /// Who picks the plan. The answer is the same whoever does.
@@ -23,7 +25,7 @@ pub enum PlanChoice {
     #[default]
     Auto,
     /// This plan, where it can be followed: selecting every visible key is always dense, so is an index without a sketch, and
-    /// `Tree` on an index without coarse levels is a `SketchScan`.
+    /// `Tree` on an index without coarse levels is a `SketchScan`, as is `Product` on one without product codes.
     Force(Plan),
 }
 
@@ -49,6 +51,8 @@ const TREE_MIN_KEYS: usize = 32_768;
 const PROBE_EVERY: u32 = 256;
 /// A tree must have saved at least this fraction of the sketch's bytes.
 const TREE_GAIN: f64 = 0.1;
+/// So must a pass over the product codes: half of what it saves goes to tables, marks and shorter runs.
+const PRODUCT_GAIN: f64 = 0.5;
 
 /// What the model knows of one group search.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +64,8 @@ pub(crate) struct Shape {
     pub(crate) count: Option<usize>,
     /// Whether any visible segment has coarse levels.
     pub(crate) coarse: bool,
+    /// Whether any visible segment has product codes.
+    pub(crate) product: bool,
 }
 
 /// Running counts of the searches made with one scratch: keep one scratch a KV head to make them meaningful.
@@ -71,6 +77,12 @@ pub(crate) struct History {
     tree_gain: f64,
     /// Searches since then.
     since_tree: u32,
+    /// Bytes a visible key that the last product plan read in its first pass.
+    product_bytes: f64,
+    /// Fraction of the visible keys whose tiles that pass ruled out.
+    ruled_out: f64,
+    /// Searches since then.
+    since_product: u32,
 }
 
 impl Default for History {
@@ -79,6 +91,9 @@ impl Default for History {
             survivors: 0.02,
             tree_gain: 0.0,
             since_tree: PROBE_EVERY,
+            product_bytes: 0.0,
+            ruled_out: 0.0,
+            since_product: PROBE_EVERY / 2,
         }
     }
 }
@@ -89,7 +104,7 @@ impl History {
     /// Dense reads `4 D` bytes a key for the whole group, a scan `D + 4` and then a row for every survivor of every query: at 8,192
     /// keys they break even near a top-2,400.
     /// The tree plan is tried once in [`PROBE_EVERY`] searches of long indexes with coarse levels, and kept while its measured gain
-    /// is above [`TREE_GAIN`]. On attention keys it is not: at 8,192 keys balls and boxes prune almost nothing.
+    /// is above [`TREE_GAIN`]; so is the product plan, where there are codes. On attention keys it is not: at 8,192 keys balls and boxes prune almost nothing.
     pub(crate) fn choose(&mut self, shape: Shape) -> Plan {
         let keys = shape.visible as f64;
         let (dim, queries) = (shape.dim as f64, shape.queries as f64);
@@ -103,15 +118,23 @@ impl History {
         if dense <= scan {
             return Plan::Dense;
         }
-        if !shape.coarse || shape.visible < TREE_MIN_KEYS {
+        if shape.visible < TREE_MIN_KEYS {
             return Plan::SketchScan;
         }
-        self.since_tree = self.since_tree.saturating_add(1);
-        if self.since_tree > PROBE_EVERY || self.tree_gain > TREE_GAIN {
-            Plan::Tree
-        } else {
-            Plan::SketchScan
+        if shape.coarse {
+            self.since_tree = self.since_tree.saturating_add(1);
+            if self.since_tree > PROBE_EVERY || self.tree_gain > TREE_GAIN {
+                return Plan::Tree;
+            }
         }
+        if shape.product {
+            self.since_product = self.since_product.saturating_add(1);
+            let gain = self.ruled_out - self.product_bytes / (dim + 4.0);
+            if self.since_product > PROBE_EVERY || gain > PRODUCT_GAIN {
+                return Plan::Product;
+            }
+        }
+        Plan::SketchScan
     }
 
     /// Notes what a tree plan read and skipped.
@@ -121,6 +144,13 @@ impl History {
         let levels = opened as f64 * (12 * dim + 4) as f64;
         self.tree_gain = (skipped as f64 * sketch - levels) / (visible as f64 * sketch);
         self.since_tree = 0;
+    }
+
+    /// Notes what the first pass of a product plan read and ruled out.
+    pub(crate) fn note_product(&mut self, visible: usize, bytes: usize, skipped: usize) {
+        self.product_bytes = bytes as f64 / visible as f64;
+        self.ruled_out = skipped as f64 / visible as f64;
+        self.since_product = 0;
     }
 
     /// Notes the fraction of keys that a fixed threshold left to be scored.
@@ -140,6 +170,7 @@ mod tests {
             queries: 3,
             count: Some(count),
             coarse,
+            product: false,
         }
     }
 
@@ -164,5 +195,23 @@ mod tests {
         assert_eq!(history.choose(long), Plan::Tree);
         history.note_tree(100_000, 64, 1000, 90_000);
         assert_eq!(history.choose(long), Plan::Tree);
+    }
+
+    #[test]
+    fn product_codes_are_probed_and_kept_only_while_they_pay() {
+        let mut history = History::default();
+        let long = Shape {
+            product: true,
+            ..shape(100_000, 256, false)
+        };
+        let mut plans = (0..PROBE_EVERY).map(|_| history.choose(long));
+        assert!(plans.any(|plan| plan == Plan::Product));
+        history.note_product(100_000, 900_000, 40_000);
+        for _ in 0..PROBE_EVERY {
+            assert_eq!(history.choose(long), Plan::SketchScan);
+        }
+        assert_eq!(history.choose(long), Plan::Product);
+        history.note_product(100_000, 900_000, 90_000);
+        assert_eq!(history.choose(long), Plan::Product);
     }
 }

@@ -9,6 +9,7 @@ use crate::estimate::Sample;
 use crate::group::Group;
 use crate::partition::Partition;
 use crate::plan::{History, Plan, Shape};
+use crate::product::{ProductPass, has_product};
 use crate::scan::{Part, Scan};
 use crate::selection::Selection;
 use crate::settle::Target;
@@ -34,6 +35,7 @@ pub struct Scratch {
     taus: Vec<f32>,
     partition: Partition,
     descent: Descent,
+    product: ProductPass,
     parts: Vec<Part>,
     rescoring: Vec<Rescoring>,
     dense: DenseScores,
@@ -55,6 +57,7 @@ impl Scratch {
             + self.sample.memory_usage()
             + self.partition.memory_usage()
             + self.descent.memory_usage()
+            + self.product.memory_usage()
             + self.dense.memory_usage()
             + 4 * (self.taus.capacity() + self.norms.capacity())
     }
@@ -70,6 +73,7 @@ impl Scratch {
                 Target::Top { k, .. } => Some(k),
             },
             coarse: has_levels(group.index, group.visible),
+            product: has_product(group.index, group.visible),
         })
     }
 
@@ -96,7 +100,7 @@ impl Scratch {
         }
     }
 
-    /// Answers by the sketch, after pruning clusters if the plan is `Tree`.
+    /// Answers by the sketch, after pruning clusters if the plan is `Tree`, or tiles if it is `Product`.
     ///
     /// One pass is enough unless a guessed threshold was too high; then a second one starts from a proven threshold.
     pub(crate) fn search_sketch(
@@ -110,7 +114,7 @@ impl Scratch {
         self.prepare(group);
         self.first_taus(group);
         loop {
-            let scanned = self.divide(group, plan);
+            let scanned = self.divide(group, plan, parallel);
             self.scan(group, parallel);
             for (out, &tau) in out.iter_mut().zip(&self.taus) {
                 if tau < f32::INFINITY {
@@ -163,9 +167,13 @@ impl Scratch {
     }
 
     /// Divides the tiles that must be read into parts, and counts their visible keys.
-    fn divide(&mut self, group: &Group<'_>, plan: Plan) -> usize {
+    fn divide(&mut self, group: &Group<'_>, plan: Plan, parallel: bool) -> usize {
         self.partition.clear();
         self.descent.begin(group.len());
+        if plan == Plan::Product {
+            self.product
+                .mark(group, &self.prepared, &self.taus, parallel);
+        }
         for (i, visible) in Visible::segments(group.index, group.visible).enumerate() {
             if plan == Plan::Tree {
                 self.descent.push_tiles(
@@ -176,9 +184,16 @@ impl Scratch {
                     &self.norms,
                     &mut self.partition,
                 );
+            } else if plan == Plan::Product {
+                self.product
+                    .push_tiles(i, &mut self.descent, &mut self.partition);
             } else {
                 self.partition.push(i, 0..visible.tiles());
             }
+        }
+        if plan == Plan::Product {
+            let (bytes, skipped) = (self.product.bytes, self.descent.skipped);
+            self.history.note_product(group.visible, bytes, skipped);
         }
         if plan == Plan::Tree {
             let Descent {

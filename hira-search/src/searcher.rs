@@ -8,6 +8,7 @@ use crate::config::SearchConfig;
 use crate::error::SearchError;
 use crate::group::{Group, check_queries};
 use crate::plan::{Plan, PlanChoice};
+use crate::product::has_product;
 use crate::scratch::{Scratch, has_levels};
 use crate::selection::Selection;
 use crate::settle::Target;
@@ -203,7 +204,7 @@ impl HalfspaceSearcher {
         let plan = self.plan(&group, scratch);
         match plan {
             Plan::Dense => scratch.search_dense(&group, self.config.parallel, out),
-            Plan::SketchScan | Plan::Tree => {
+            Plan::SketchScan | Plan::Tree | Plan::Product => {
                 scratch.search_sketch(&group, plan, self.config.parallel, out);
             }
         }
@@ -221,6 +222,9 @@ impl HalfspaceSearcher {
         match self.config.plan {
             PlanChoice::Auto => scratch.choose(group),
             PlanChoice::Force(Plan::Tree) if !has_levels(group.index, group.visible) => {
+                Plan::SketchScan
+            }
+            PlanChoice::Force(Plan::Product) if !has_product(group.index, group.visible) => {
                 Plan::SketchScan
             }
             PlanChoice::Force(plan) => plan,
