@@ -21,8 +21,8 @@ use crate::scan::MAX_SHARED;
 use crate::{Kernel, MAX_DIM, TILE};
 
 pub(crate) use encode::encode;
+pub(crate) use tables::Constants;
 pub use tables::ProductTables;
-pub(crate) use tables::{Constants, PAIRS};
 
 /// Most subvectors of a product code: with the row of reaches, 128 rows of bytes sum to at most `128 * 255 < 2^16`.
 pub const MAX_SUBVECTORS: usize = 127;
@@ -194,8 +194,26 @@ impl<'a> CodeTiles<'a> {
         self.shape
     }
 
+    /// As many groups of `N` tiles as there are, and the tiles that are left.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn split<const N: usize>(
+        &self,
+    ) -> (impl Iterator<Item = [&'a [u8]; N]> + use<'a, N>, Self) {
+        let bytes = self.shape.tile_bytes();
+        let whole = self.codes.len() / (N * bytes) * (N * bytes);
+        let (groups, rest) = self.codes.split_at(whole);
+        let groups = groups
+            .chunks_exact(N * bytes)
+            .map(move |group| std::array::from_fn(|i| &group[i * bytes..][..bytes]));
+        let rest = Self {
+            codes: rest,
+            shape: self.shape,
+        };
+        (groups, rest)
+    }
+
     /// The tiles, `shape().tile_bytes()` bytes each.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         self.codes.chunks_exact(self.shape.tile_bytes())
     }
 }
@@ -353,14 +371,15 @@ impl Kernel {
 /// The tables of one query: what the kernels trust.
 #[derive(Clone, Copy)]
 pub(crate) struct Query<'a> {
-    /// For 4 bits, per four pairs of rows a line of the even rows' tables and one of the odd rows', zeros past the last
-    /// row; for 8 bits, four lines a row.
-    pub(crate) lines: &'a [crate::Line],
+    /// A table of `entries` bytes a row; for 4 bits, one of zeros after an odd number of rows.
+    pub(crate) tables: &'a [u8],
     pub(crate) constants: Constants,
 }
 
-/// Pairs of 4-bit rows in a tile of that many bytes, and the groups of [`PAIRS`] that they make.
-pub(crate) fn pairs(tile_bytes: usize) -> (usize, usize) {
-    let pairs = tile_bytes / TILE;
-    (pairs, pairs.div_ceil(PAIRS))
+impl Query<'_> {
+    /// The tables of the low and of the high nibbles of a pair of 4-bit rows.
+    #[inline(always)]
+    pub(crate) fn pair(&self, pair: usize) -> &[[u8; TILE]; 2] {
+        &self.tables.as_chunks::<TILE>().0.as_chunks::<2>().0[pair]
+    }
 }

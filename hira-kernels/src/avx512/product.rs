@@ -1,10 +1,13 @@
-//! Bounds of tiles by 4-bit product codes: four pairs of rows a register, looked up by byte shuffles.
+//! Bounds of tiles by 4-bit product codes: a pair of rows of four tiles a register, looked up by byte shuffles.
 
 use core::arch::x86_64::*;
 
-use crate::avx2::product::largest;
-use crate::product::{CodeTiles, PAIRS, Query, pairs};
-use crate::{Line, TILE};
+use crate::avx2::product::pair_table;
+use crate::product::{CodeTiles, Query};
+use crate::{TILE, avx2};
+
+/// Tiles whose codes share a register, a quarter each: no sum crosses a quarter, and one reduction serves them all.
+const SHARED: usize = 4;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
 pub(super) fn bounds<const G: usize>(
@@ -12,62 +15,74 @@ pub(super) fn bounds<const G: usize>(
     queries: [Query<'_>; G],
     bounds: &mut [&mut [f32]; G],
 ) {
-    let (pairs, groups) = pairs(tiles.shape().tile_bytes());
-    assert!(queries.iter().all(|query| query.lines.len() == 2 * groups));
-    // 64-bit lanes of the last group of pairs that are there.
-    let left = pairs - (groups - 1) * PAIRS;
-    let last = ((1u32 << (2 * left)) - 1) as u8;
-    let low_nibbles = _mm512_set1_epi8(0x0f);
-    for (t, tile) in tiles.iter().enumerate() {
-        // As in `avx2`: sums of keys 0, 2, .. and 1, 3, .., the first with 256 times the second on top until the end.
-        let mut even = [_mm512_setzero_si512(); G];
-        let mut odd = [_mm512_setzero_si512(); G];
-        for group in 0..groups {
-            let mask = if group + 1 == groups { last } else { 0xff };
-            let codes = load_pairs(&tile[group * PAIRS * TILE..], mask);
-            let low = _mm512_and_si512(codes, low_nibbles);
-            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low_nibbles);
-            for g in 0..G {
-                let lines = queries[g].lines;
-                let first = _mm512_shuffle_epi8(table(&lines[2 * group]), low);
-                let second = _mm512_shuffle_epi8(table(&lines[2 * group + 1]), high);
-                even[g] = _mm512_add_epi16(even[g], _mm512_add_epi16(first, second));
-                let halves = _mm512_add_epi16(
-                    _mm512_srli_epi16::<8>(first),
-                    _mm512_srli_epi16::<8>(second),
-                );
-                odd[g] = _mm512_add_epi16(odd[g], halves);
-            }
-        }
+    let (quads, rest) = tiles.split::<SHARED>();
+    for (i, quad) in quads.enumerate() {
+        let sums = sums(quad, &queries);
         for g in 0..G {
-            let even = _mm512_sub_epi16(even[g], _mm512_slli_epi16::<8>(odd[g]));
-            let [even, odd] = [even, odd[g]].map(|sums| {
-                let half = _mm256_add_epi16(
-                    _mm512_castsi512_si256(sums),
-                    _mm512_extracti64x4_epi64::<1>(sums),
-                );
-                _mm_add_epi16(
-                    _mm256_castsi256_si128(half),
-                    _mm256_extracti128_si256::<1>(half),
-                )
-            });
-            bounds[g][t] = queries[g].constants.bound(largest(even, odd));
+            let at = &mut bounds[g][i * SHARED..][..SHARED];
+            // SAFETY: the slice has room for the four lanes.
+            unsafe { _mm_storeu_ps(at.as_mut_ptr(), sums[g]) };
         }
+    }
+    let mut whole: [&mut [f32]; G] = std::array::from_fn(|_| &mut [][..]);
+    for (bounds, whole) in bounds.iter_mut().zip(&mut whole) {
+        let tail = bounds.len() - rest.iter().len();
+        *whole = &mut bounds[tail..];
+    }
+    avx2::product::sums_into(rest, &queries, &mut whole);
+    for (query, bounds) in queries.iter().zip(bounds) {
+        query.constants.finish(bounds);
     }
 }
 
-/// The pairs of rows of `codes` that `mask` names, two lanes a pair, and zeros: the tables past the last row are zero.
+/// The largest sum of each of four tiles, for every query.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn load_pairs(codes: &[u8], mask: u8) -> __m512i {
-    assert!(codes.len() >= 8 * (8 - mask.leading_zeros() as usize));
-    // SAFETY: lanes that the mask leaves out are not read, and the others lie inside of the slice, asserted above.
-    unsafe { _mm512_maskz_loadu_epi64(mask, codes.as_ptr().cast()) }
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+fn sums<const G: usize>(tiles: [&[u8]; SHARED], queries: &[Query<'_>; G]) -> [__m128; G] {
+    let low_nibbles = _mm512_set1_epi8(0x0f);
+    // Sums of the bytes of keys 0, 2, .. and 1, 3, .. as 16-bit lanes. The first has 256 times the second added to it until
+    // the end, modulo 2^16: an addition for a mask.
+    let mut even = [_mm512_setzero_si512(); G];
+    let mut odd = [_mm512_setzero_si512(); G];
+    let [first, second, third, fourth] = tiles.map(|tile| tile.as_chunks::<TILE>().0);
+    let pairs = first.iter().zip(second).zip(third.iter().zip(fourth));
+    for (pair, ((first, second), (third, fourth))) in pairs.enumerate() {
+        let codes = load([first, second, third, fourth]);
+        let low = _mm512_and_si512(codes, low_nibbles);
+        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low_nibbles);
+        for g in 0..G {
+            let [low_table, high_table] = pair_table(&queries[g], pair);
+            let low = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(low_table), low);
+            let high = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(high_table), high);
+            even[g] = _mm512_add_epi16(even[g], _mm512_add_epi16(low, high));
+            let halves =
+                _mm512_add_epi16(_mm512_srli_epi16::<8>(low), _mm512_srli_epi16::<8>(high));
+            odd[g] = _mm512_add_epi16(odd[g], halves);
+        }
+    }
+    let mut sums = [_mm_setzero_ps(); G];
+    for g in 0..G {
+        let even = _mm512_sub_epi16(even[g], _mm512_slli_epi16::<8>(odd[g]));
+        let eight = _mm512_max_epu16(even, odd[g]);
+        let four = _mm512_max_epu16(eight, _mm512_shuffle_epi32::<0b01_00_11_10>(eight));
+        let two = _mm512_max_epu16(four, _mm512_shuffle_epi32::<0b10_11_00_01>(four));
+        let one = _mm512_max_epu16(two, _mm512_srli_epi32::<16>(two));
+        // The largest is in the lower half of every 32-bit lane of a quarter: one lane of each is taken.
+        let one = _mm512_and_si512(one, _mm512_set1_epi32(0xffff));
+        let one = _mm512_maskz_compress_epi32(0x1111, one);
+        sums[g] = _mm_cvtepi32_ps(_mm512_castsi512_si128(one));
+    }
+    sums
 }
 
+/// Sixteen bytes of each of four tiles.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn table(line: &Line) -> __m512i {
-    // SAFETY: a line is 64 bytes, aligned to 64.
-    unsafe { _mm512_load_si512((&raw const *line).cast()) }
+fn load(rows: [&[u8; TILE]; SHARED]) -> __m512i {
+    // SAFETY: every array has 16 bytes, and the loads have no alignment.
+    let [a, b, c, d] = rows.map(|row| unsafe { _mm_loadu_si128(row.as_ptr().cast()) });
+    let codes = _mm512_castsi128_si512(a);
+    let codes = _mm512_mask_broadcast_i32x4(codes, 0x00f0, b);
+    let codes = _mm512_mask_broadcast_i32x4(codes, 0x0f00, c);
+    _mm512_mask_broadcast_i32x4(codes, 0xf000, d)
 }

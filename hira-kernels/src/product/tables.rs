@@ -2,10 +2,7 @@
 
 use super::{ProductShape, ProductView, Query};
 use crate::kernel::dispatch;
-use crate::{Kernel, Line, QueryGroup, TILE, lanes};
-
-/// Pairs of rows whose tables share a line.
-pub(crate) const PAIRS: usize = 4;
+use crate::{Kernel, QueryGroup, TILE, lanes};
 
 /// Largest byte of a table.
 const MAX_BYTE: f64 = 255.0;
@@ -27,15 +24,17 @@ pub(crate) struct Constants {
 }
 
 impl Constants {
-    /// The bound of keys whose table bytes sum to at most `sum`.
+    /// Turns sums of table bytes into bounds of keys whose bytes sum to at most that.
     ///
     /// Rounded to `f32`, a value loses at most `2^-24` of itself and `2^-150`; it is raised by twice that and more. The
-    /// roundings in `f64` are part of `base`.
+    /// roundings in `f64` are part of `base`. Sums are below `2^16`: exact as `f32`.
     #[inline(always)]
-    pub(crate) fn bound(&self, sum: u16) -> f32 {
-        let value = self.base + self.step * f64::from(sum);
-        let margin = value.abs() * (1.0 / (1u64 << 23) as f64) + UNDERFLOW;
-        (value + margin) as f32
+    pub(crate) fn finish(&self, sums: &mut [f32]) {
+        for sum in sums {
+            let value = self.base + self.step * f64::from(*sum);
+            let margin = value.abs() * (1.0 / (1u64 << 23) as f64) + UNDERFLOW;
+            *sum = (value + margin) as f32;
+        }
     }
 }
 
@@ -45,7 +44,8 @@ impl Constants {
 #[derive(Clone, Debug, Default)]
 pub struct ProductTables {
     shape: Option<ProductShape>,
-    lines: Vec<Line>,
+    /// Per query, a table of `entries` bytes a row; see [`Query`].
+    tables: Vec<u8>,
     constants: Vec<Constants>,
     /// Products of one query, `[rows][entries]`.
     values: Vec<f64>,
@@ -117,7 +117,7 @@ impl ProductTables {
 
     /// Bytes allocated.
     pub fn memory_usage(&self) -> usize {
-        self.lines.capacity() * size_of::<Line>()
+        self.tables.capacity()
             + self.constants.capacity() * size_of::<Constants>()
             + self.values.capacity() * size_of::<f64>()
     }
@@ -128,9 +128,9 @@ impl ProductTables {
 
     /// Query `g`.
     pub(super) fn query(&self, g: usize) -> Query<'_> {
-        let lines = self.lines.len() / self.len();
+        let bytes = self.tables.len() / self.len();
         Query {
-            lines: &self.lines[g * lines..][..lines],
+            tables: &self.tables[g * bytes..][..bytes],
             constants: self.constants[g],
         }
     }
@@ -141,11 +141,11 @@ impl ProductTables {
     pub(crate) fn fill(&mut self, group: &QueryGroup, product: ProductView<'_>, centre: &[f32]) {
         let shape = product.shape;
         let (rows, entries) = (shape.rows(), shape.entries());
-        let lines = lines_per_query(shape);
+        let bytes = rows.next_multiple_of(2) * entries;
         self.values.clear();
         self.values.resize(rows * entries, 0.0);
-        self.lines.clear();
-        self.lines.resize(group.len() * lines, Line::EMPTY);
+        self.tables.clear();
+        self.tables.resize(group.len() * bytes, 0);
         self.constants.clear();
         let centre_norm = lanes::norm_up(centre);
         for g in 0..group.len() {
@@ -168,9 +168,9 @@ impl ProductTables {
                 range = range.max(highest - lowest);
             }
             let step = range * STEP_UP / MAX_BYTE;
-            let bytes = &mut self.lines[g * lines..][..lines];
-            for (row, values) in self.values.chunks_exact(entries).enumerate() {
-                write_bytes(shape, row, values, step, bytes);
+            let tables = self.tables[g * bytes..][..bytes].chunks_exact_mut(entries);
+            for (values, table) in self.values.chunks_exact(entries).zip(tables) {
+                write_bytes(values, step, table);
             }
             let all = magnitude + MAX_BYTE * rows as f64 * step;
             let slack = all / (1u64 << 44) as f64
@@ -181,15 +181,6 @@ impl ProductTables {
                 step,
             });
         }
-    }
-}
-
-/// Lines of tables per query.
-fn lines_per_query(shape: ProductShape) -> usize {
-    if shape.has_nibbles() {
-        2 * shape.rows().div_ceil(2).div_ceil(PAIRS)
-    } else {
-        shape.rows() * shape.entries() / size_of::<Line>()
     }
 }
 
@@ -247,21 +238,10 @@ fn ends(values: &[f64]) -> [f64; 2] {
 
 /// Writes the table of one row; item 3 of [`ProductTables::prepare`].
 #[inline(always)]
-fn write_bytes(shape: ProductShape, row: usize, values: &[f64], step: f64, lines: &mut [Line]) {
+fn write_bytes(values: &[f64], step: f64, table: &mut [u8]) {
     let divisor = if step > 0.0 { step } else { 1.0 };
     let lowest = ends(values)[0];
-    for (block, values) in values.chunks_exact(TILE).enumerate() {
-        let mut bytes = [0u8; TILE];
-        for l in 0..TILE {
-            bytes[l] = ((values[l] - lowest) / divisor * CODE_UP).ceil() as u8;
-        }
-        let (line, at) = if shape.has_nibbles() {
-            let pair = row / 2;
-            (2 * (pair / PAIRS) + row % 2, pair % PAIRS * TILE)
-        } else {
-            let at = row * shape.entries() + block * TILE;
-            (at / size_of::<Line>(), at % size_of::<Line>())
-        };
-        lines[line].0[at..][..TILE].copy_from_slice(&bytes);
+    for (byte, value) in table.iter_mut().zip(values) {
+        *byte = ((value - lowest) / divisor * CODE_UP).ceil() as u8;
     }
 }

@@ -1,7 +1,7 @@
 //! Bounds of tiles by product codes, one lane at a time.
 
 use crate::TILE;
-use crate::product::{CodeTiles, PAIRS, Query};
+use crate::product::{CodeTiles, Query};
 
 pub(crate) fn product_bounds<const G: usize>(
     tiles: CodeTiles<'_>,
@@ -15,19 +15,19 @@ pub(crate) fn product_bounds<const G: usize>(
             } else {
                 byte_sums(tile, query)
             };
-            *bound = query.constants.bound(sums.into_iter().fold(0, u16::max));
+            *bound = f32::from(sums.into_iter().fold(0, u16::max));
         }
+        query.constants.finish(bounds);
     }
 }
 
 fn nibble_sums(tile: &[u8], query: &Query<'_>) -> [u16; TILE] {
     let mut sums = [0; TILE];
     for (pair, codes) in tile.as_chunks::<TILE>().0.iter().enumerate() {
-        let [even, odd] = [0, 1].map(|row| &query.lines[2 * (pair / PAIRS) + row].0);
-        let at = pair % PAIRS * TILE;
+        let [low, high] = query.pair(pair);
         for (sum, &code) in sums.iter_mut().zip(codes) {
-            let (low, high) = (usize::from(code & 0x0f), usize::from(code >> 4));
-            *sum += u16::from(even[at + low]) + u16::from(odd[at + high]);
+            let (first, second) = (usize::from(code & 0x0f), usize::from(code >> 4));
+            *sum += u16::from(low[first]) + u16::from(high[second]);
         }
     }
     sums
@@ -36,10 +36,10 @@ fn nibble_sums(tile: &[u8], query: &Query<'_>) -> [u16; TILE] {
 /// Also what the other kernels do: a table of 256 bytes is longer than their shuffles reach.
 fn byte_sums(tile: &[u8], query: &Query<'_>) -> [u16; TILE] {
     let mut sums = [0; TILE];
-    let tables = query.lines.as_chunks::<4>().0;
+    let tables = query.tables.as_chunks::<256>().0;
     for (codes, table) in tile.as_chunks::<TILE>().0.iter().zip(tables) {
         for (sum, &code) in sums.iter_mut().zip(codes) {
-            *sum += u16::from(table[usize::from(code) / 64].0[usize::from(code) % 64]);
+            *sum += u16::from(table[usize::from(code)]);
         }
     }
     sums
