@@ -3,7 +3,7 @@
 use hira_kernels::{MAX_DIM, TILE};
 use serde::{Deserialize, Serialize};
 
-use crate::IndexError;
+use crate::{BuilderConfig, IndexError, UpdateConfig};
 
 /// The shape of an index: one value for its whole life.
 ///
@@ -32,39 +32,18 @@ pub struct IndexConfig {
     pub segment_len: usize,
     /// Segments that are shorter when they are sealed get no coarse levels; 0 builds them always. Default: 1024.
     pub min_coarse_len: usize,
-    /// How the clusters of a sealed segment are found. Default: rebuild.
-    pub update: UpdateStrategy,
-    /// The clustering itself.
-    pub kmeans: KMeansConfig,
+    /// What divides the keys of a segment into clusters. Default: k-means.
+    pub builder: BuilderConfig,
+    /// When keys move from the open segment into clusters, and how. Default: seal.
+    pub update: UpdateConfig,
+    /// Whether segments are built and merged on another thread. Default: false.
+    ///
+    /// Keys can be searched all the same: the segments as they were, by their sketch, until what was built takes their place at
+    /// the next [`append`](crate::HierarchicalIndex::append) or [`finish_builds`](crate::HierarchicalIndex::finish_builds). When
+    /// that is changes how fast searches are, never what they find.
+    pub background: bool,
     /// The sample of positions that sampled rules look at.
     pub sample: SampleConfig,
-}
-
-/// How the clusters of a segment are found when it is sealed.
-///
-/// The choice changes how fast segments are sealed and how tight their clusters are, never the answer to a query.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UpdateStrategy {
-    /// k-means anew for every segment.
-    #[default]
-    Rebuild,
-    /// Every key goes to the nearest centroid of the segment sealed before, level by level, without iterations; balls
-    /// and boxes are computed anew from the members. A cluster of more than twice its size is split by k-means, and a
-    /// segment that would end up with more than twice the clusters that it needs is rebuilt.
-    Incremental,
-}
-
-/// k-means: a k-means++ start on a sample, then Lloyd's iterations.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct KMeansConfig {
-    /// Most iterations of a single clustering. Default: 25.
-    pub max_iterations: usize,
-    /// Iterations end when the mean squared distance falls by less than this share. Default: 1e-4.
-    pub tolerance: f32,
-    /// Seed of the sample and of the start. The same seed and keys give the same clusters. Default: 0.
-    pub seed: u64,
 }
 
 /// A uniform sample of the stored positions, kept up to date at O(1) a key.
@@ -101,19 +80,10 @@ impl Default for IndexConfig {
             branching_factor: 32,
             segment_len: 8192,
             min_coarse_len: 1024,
-            update: UpdateStrategy::default(),
-            kmeans: KMeansConfig::default(),
+            builder: BuilderConfig::default(),
+            update: UpdateConfig::default(),
+            background: false,
             sample: SampleConfig::default(),
-        }
-    }
-}
-
-impl Default for KMeansConfig {
-    fn default() -> Self {
-        Self {
-            max_iterations: 25,
-            tolerance: 1e-4,
-            seed: 0,
         }
     }
 }
@@ -154,15 +124,21 @@ impl IndexConfig {
         self
     }
 
+    /// Sets [`builder`](Self::builder).
+    pub fn with_builder(mut self, builder: BuilderConfig) -> Self {
+        self.builder = builder;
+        self
+    }
+
     /// Sets [`update`](Self::update).
-    pub fn with_update(mut self, update: UpdateStrategy) -> Self {
+    pub fn with_update(mut self, update: UpdateConfig) -> Self {
         self.update = update;
         self
     }
 
-    /// Sets [`kmeans`](Self::kmeans).
-    pub fn with_kmeans(mut self, kmeans: KMeansConfig) -> Self {
-        self.kmeans = kmeans;
+    /// Sets [`background`](Self::background).
+    pub fn with_background(mut self, background: bool) -> Self {
+        self.background = background;
         self
     }
 
@@ -209,19 +185,16 @@ impl IndexConfig {
                 "a multiple of 16, from 16 to 2^30",
             ),
             (
-                self.kmeans.tolerance >= 0.0 && self.kmeans.tolerance.is_finite(),
-                "kmeans.tolerance",
-                "finite and not negative",
-            ),
-            (
                 self.sample.size <= SampleConfig::MAX_SIZE,
                 "sample.size",
                 "at most 65536",
             ),
         ];
         match requirements.iter().find(|(holds, ..)| !holds) {
-            Some(&(_, key, requirement)) => Err(IndexError::Config { key, requirement }),
-            None => Ok(()),
+            Some(&(_, key, requirement)) => return Err(IndexError::Config { key, requirement }),
+            None => {}
         }
+        self.builder.validate()?;
+        self.update.validate()
     }
 }

@@ -51,6 +51,12 @@ pub enum IndexError {
         /// Number of keys.
         len: usize,
     },
+    /// A builder that failed, or clusters of one that cannot be used.
+    #[error("the builder is of no use here: {what}")]
+    Builder {
+        /// What was wrong with it or with the hierarchy that it returned.
+        what: &'static str,
+    },
     /// An invariant that does not hold; only [`validate`](crate::HierarchicalIndex::validate) looks for it.
     #[error("segment {segment} is broken: {what}")]
     Invariant {

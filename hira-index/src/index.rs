@@ -1,13 +1,13 @@
 //! The index: sealed segments, an open one, and what moves keys from the second to the first.
 
-use std::fmt;
 use std::sync::Arc;
 
 use hira_kernels::Kernel;
 
 use crate::level::Level;
 use crate::reservoir::Reservoir;
-use crate::{IndexConfig, IndexError, IndexMemory, Segment, rows};
+use crate::update::{Pending, Tail, Task};
+use crate::{Builder, IndexConfig, IndexError, IndexMemory, Segment, rows};
 
 /// Most keys of an index: positions are 32 bits wide.
 const MAX_LEN: usize = u32::MAX as usize;
@@ -36,9 +36,12 @@ const MAX_LEN: usize = u32::MAX as usize;
 pub struct HierarchicalIndex {
     config: IndexConfig,
     kernel: Kernel,
+    builder: Arc<dyn Builder>,
     sealed: Vec<Arc<Segment>>,
     open: Arc<Segment>,
     reservoir: Reservoir,
+    /// Builds that are under way on another thread.
+    pending: Vec<Pending>,
 }
 
 impl HierarchicalIndex {
@@ -61,10 +64,29 @@ impl HierarchicalIndex {
         let open = Arc::new(Segment::open(0, &config, vec![0.0; config.dim]));
         Ok(Self {
             reservoir: Reservoir::new(config.sample),
+            builder: config.builder.init(),
             config,
             kernel,
             sealed: Vec::new(),
             open,
+            pending: Vec::new(),
+        })
+    }
+
+    /// An empty index whose segments `builder` divides, instead of the one that the configuration names.
+    ///
+    /// Clusters that outgrow their size under an incremental update are divided by k-means.
+    ///
+    /// # Errors
+    ///
+    /// Whatever [`IndexConfig::validate`] refuses.
+    pub fn with_builder(
+        config: IndexConfig,
+        builder: Arc<dyn Builder>,
+    ) -> Result<Self, IndexError> {
+        Ok(Self {
+            builder,
+            ..Self::new(config)?
         })
     }
 
@@ -84,7 +106,9 @@ impl HierarchicalIndex {
 
     /// Appends the rows of `keys`, all or none.
     ///
-    /// A segment that reaches its full length is sealed on the way, so a long batch may seal several.
+    /// They can be searched at once. What becomes of the open segment, and when, is up to [`IndexConfig::update`]; one that reaches its
+    /// full length is always sealed on the way, so a long batch may seal several. A builder that fails loses nothing and is no reason to
+    /// refuse keys: see [`Segment::build_error`].
     ///
     /// # Shapes
     ///
@@ -92,24 +116,38 @@ impl HierarchicalIndex {
     ///
     /// # Complexity
     ///
-    /// O(dim) a key, amortised, and the sealing of a segment every `segment_len` keys: the clustering of its keys.
+    /// O(dim) a key, amortised, and what the updater does: by default the clustering of a segment every `segment_len` keys.
     ///
     /// # Errors
     ///
     /// As [`check`](Self::check); the index is then unchanged.
     pub fn append(&mut self, keys: &[f32]) -> Result<(), IndexError> {
         self.check(keys)?;
+        self.take_finished();
+        let dim = self.config.dim;
+        let updater = self.config.update;
         let mut rest = keys;
         while !rest.is_empty() {
-            let room = (self.config.segment_len - self.open.len()) * self.config.dim;
-            let (batch, later) = rest.split_at(room.min(rest.len()));
+            let tail = |open| Tail {
+                sealed: &self.sealed,
+                open,
+                config: &self.config,
+            };
+            let room = updater.updater().room(tail(self.open.len()));
+            let added = room.min(rest.len() / dim);
+            let (batch, later) = rest.split_at(added * dim);
+            let full = added == room;
+            let due = full || updater.updater().is_due(tail(self.open.len() + added));
             let open = Arc::make_mut(&mut self.open);
-            if batch.len() == room {
-                // Sealing sketches all keys about their mean: no need to sketch these before.
+            if due && !self.config.background {
+                // Building sketches all keys about their mean: no need to sketch these before.
                 open.append_last(batch);
-                self.seal();
+                self.build();
             } else {
                 open.append(self.kernel, batch, self.config.segment_len);
+                if due {
+                    self.build_in_background(full);
+                }
             }
             rest = later;
         }
@@ -117,23 +155,110 @@ impl HierarchicalIndex {
         Ok(())
     }
 
-    /// Seals the open segment now, however short: its coarse levels are built and later keys start a new segment.
+    /// Does now what the updater would do later: the open segment is sealed, however short, and its coarse levels are built, together with
+    /// those sealed segments that the updater would build with it. Later keys start a new segment.
     ///
-    /// Nothing happens if the open segment is empty.
+    /// With the default updater no other segment is touched. Nothing happens if the open segment is empty.
     ///
     /// # Complexity
     ///
-    /// The clustering of the segment: for `n` keys O(n * b * dim) an iteration, per coarse level.
+    /// The clustering of the segment: for `n` keys O(n * b * dim) an iteration, per coarse level. In the background: O(segments).
     pub fn seal(&mut self) {
         if self.open.is_empty() {
             return;
         }
-        let previous = self.sealed.last().map(|segment| &**segment);
-        Arc::make_mut(&mut self.open).seal(self.kernel, &self.config, previous);
+        if self.config.background {
+            self.build_in_background(true);
+        } else {
+            self.build();
+        }
+    }
+
+    /// Waits for everything that is being built in the background, and takes it over.
+    ///
+    /// Searches find the same before and after; this is for whoever wants to measure or save what was built.
+    pub fn finish_builds(&mut self) {
+        for pending in std::mem::take(&mut self.pending) {
+            pending.install(&mut self.sealed);
+        }
+    }
+
+    /// Number of builds that are under way in the background.
+    pub fn pending_builds(&self) -> usize {
+        self.pending.len()
+    }
+
+    fn take_finished(&mut self) {
+        for pending in std::mem::take(&mut self.pending) {
+            if pending.is_done() {
+                pending.install(&mut self.sealed);
+            } else {
+                self.pending.push(pending);
+            }
+        }
+    }
+
+    /// The first of the sealed segments that are built together with the open one.
+    fn first_to_build(&self) -> usize {
+        self.config.update.updater().first(Tail {
+            sealed: &self.sealed,
+            open: self.open.len(),
+            config: &self.config,
+        })
+    }
+
+    /// Builds the open segment, with those that belong to it, on this thread.
+    fn build(&mut self) {
+        let first = self.first_to_build();
+        self.close_open();
+        let inputs = self.sealed.split_off(first);
+        let built = self.task(inputs).run();
+        self.sealed.extend(built);
+        self.centre_open();
+    }
+
+    /// Has the open segment built, with those that belong to it, on another thread. If one of these is being built already, the open keys
+    /// wait for that, unless this `must` be now.
+    fn build_in_background(&mut self, must: bool) {
+        let first = self.first_to_build();
+        let mut reaching = self.pending.iter();
+        if reaching.any(|pending| pending.reaches(&self.sealed, first)) {
+            if !must {
+                return;
+            }
+            self.finish_builds();
+        }
+        // Waiting has changed the segments.
+        let first = self.first_to_build();
+        self.close_open();
+        let task = self.task(self.sealed[first..].to_vec());
+        self.pending.push(Pending::start(task));
+    }
+
+    /// Moves the open segment to the sealed ones, as it is, and opens another.
+    fn close_open(&mut self) {
         let end = self.len();
+        Arc::make_mut(&mut self.open).close();
         let next = Segment::open(end, &self.config, self.open.centre().to_vec());
-        self.sealed
-            .push(std::mem::replace(&mut self.open, Arc::new(next)));
+        let closed = std::mem::replace(&mut self.open, Arc::new(next));
+        self.sealed.push(closed);
+    }
+
+    /// The next segment is quantised about the mean of the one before, until it has a batch of its own.
+    fn centre_open(&mut self) {
+        if let Some(last) = self.sealed.last() {
+            let centre = last.centre().to_vec();
+            self.open = Arc::new(Segment::open(self.open.start(), &self.config, centre));
+        }
+    }
+
+    fn task(&self, inputs: Vec<Arc<Segment>>) -> Task {
+        Task {
+            inputs,
+            config: self.config.clone(),
+            kernel: self.kernel,
+            builder: Arc::clone(&self.builder),
+        }
     }
 
     /// Number of keys.
@@ -165,6 +290,18 @@ impl HierarchicalIndex {
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         let open = (!self.open.is_empty()).then_some(&self.open);
         self.sealed.iter().chain(open).map(|segment| &**segment)
+    }
+
+    /// The `i`-th of the [`segments`](Self::segments).
+    ///
+    /// # Complexity
+    ///
+    /// O(1).
+    pub fn segment(&self, i: usize) -> Option<&Segment> {
+        match self.sealed.get(i) {
+            Some(segment) => Some(segment),
+            None => (i == self.sealed.len() && !self.open.is_empty()).then_some(&self.open),
+        }
     }
 
     /// The key at `position`.
@@ -231,7 +368,7 @@ impl HierarchicalIndex {
             memory.keys += segment.key_bytes();
             memory.sketch += segment.sketch_bytes();
             for (bytes, level) in memory.levels.iter_mut().zip(segment.levels()) {
-                *bytes += level.bytes();
+                *bytes += level.memory_usage();
             }
         }
         memory
@@ -292,38 +429,10 @@ impl HierarchicalIndex {
     pub(crate) fn reservoir(&self) -> &Reservoir {
         &self.reservoir
     }
-}
 
-/// A dump of a few lines: sizes, segments with the number of clusters on each level, and memory.
-impl fmt::Display for HierarchicalIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "HierarchicalIndex: {} keys of dimension {}, {} levels, branching factor {}, kernel {}",
-            self.len(),
-            self.config.dim,
-            self.config.num_levels,
-            self.config.branching_factor,
-            self.kernel.name()
-        )?;
-        for segment in self.segments() {
-            let state = if segment.is_sealed() {
-                "sealed"
-            } else {
-                "open"
-            };
-            write!(f, "  {state} segment at {}: ", segment.start())?;
-            for level in segment.levels() {
-                write!(f, "{} > ", level.len())?;
-            }
-            writeln!(f, "{} keys", segment.len())?;
-        }
-        write!(f, "  {}", self.memory_usage())
-    }
-}
-
-impl fmt::Debug for HierarchicalIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+    /// Whether the sealed segment `i` is part of a build that is under way.
+    pub(crate) fn is_pending(&self, i: usize) -> bool {
+        let mut pending = self.pending.iter();
+        pending.any(|pending| pending.covers(&self.sealed, i))
     }
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::memory;
 use crate::rows::{self, round_up};
+use crate::{Hierarchy, memory};
 
 /// Clusters of one level of a sealed segment, each with a ball and a box around its keys.
 ///
@@ -91,29 +91,32 @@ impl Level {
         start..self.ends[i]
     }
 
+    /// The cluster whose children [`children`](Self::children) include `child`.
+    ///
+    /// # Complexity
+    ///
+    /// O(log(clusters)).
+    pub fn parent(&self, child: u32) -> u32 {
+        self.ends.partition_point(|&end| end <= child) as u32
+    }
+
+    /// All levels of a hierarchy of the rows of `keys`, with balls and boxes of the keys that are in them.
+    pub(crate) fn all(keys: &[f32], dim: usize, hierarchy: &Hierarchy) -> Vec<Self> {
+        let levels = 0..hierarchy.levels();
+        let below = |i| (i + 1 < hierarchy.levels()).then(|| hierarchy.ends(i + 1));
+        levels
+            .map(|i| Self::new(keys, dim, hierarchy.order(), hierarchy.ends(i), below(i)))
+            .collect()
+    }
+
     /// The clusters that end at the slots `ends`, of keys in `order`; `below` are the ends of the next level.
-    pub(crate) fn new(
-        keys: &[f32],
-        dim: usize,
-        order: &[u32],
-        ends: &[u32],
-        below: Option<&Vec<u32>>,
-    ) -> Self {
-        let mut level = Self {
-            dim,
-            centroids: Vec::with_capacity(ends.len() * dim),
-            lo: Vec::with_capacity(ends.len() * dim),
-            hi: Vec::with_capacity(ends.len() * dim),
-            scalars: Vec::with_capacity(ends.len()),
-            // A cluster of the next level ends where this one does, because clusters nest.
-            ends: match below {
-                None => ends.to_vec(),
-                Some(below) => ends
-                    .iter()
-                    .map(|end| below.partition_point(|e| e <= end) as u32)
-                    .collect(),
-            },
-        };
+    fn new(keys: &[f32], dim: usize, order: &[u32], ends: &[u32], below: Option<&[u32]>) -> Self {
+        let mut level = Self::with_capacity(dim, ends.len());
+        // A cluster of the next level ends where this one does, because clusters nest.
+        level.ends.extend(ends.iter().map(|&end| match below {
+            None => end,
+            Some(below) => below.partition_point(|&e| e <= end) as u32,
+        }));
         let mut start = 0;
         for &end in ends {
             let members = &order[start..end as usize];
@@ -127,43 +130,103 @@ impl Level {
         level
     }
 
-    fn push<'a>(&mut self, members: impl Iterator<Item = &'a [f32]> + Clone) {
+    /// Adds a cluster of `members`, around their mean.
+    pub(crate) fn push<'a>(&mut self, members: impl Iterator<Item = &'a [f32]> + Clone) {
         let centroid = rows::mean(members.clone(), self.dim);
-        let mut lo = vec![f32::INFINITY; self.dim];
-        let mut hi = vec![f32::NEG_INFINITY; self.dim];
-        let mut radius = 0.0f64;
+        let bounds = self.lo.len();
+        self.lo.resize(bounds + self.dim, f32::INFINITY);
+        self.hi.resize(bounds + self.dim, f32::NEG_INFINITY);
+        let (lo, hi) = (&mut self.lo[bounds..], &mut self.hi[bounds..]);
+        let mut square = 0.0f64;
         for key in members {
-            for ((lo, hi), &x) in lo.iter_mut().zip(&mut hi).zip(key) {
-                *lo = lo.min(x);
-                *hi = hi.max(x);
-            }
-            let differences = key
-                .iter()
-                .zip(&centroid)
-                .map(|(&x, &c)| f64::from(x) - f64::from(c));
-            radius = radius.max(rows::norm_up(differences));
+            rows::extend_box(lo, hi, key);
+            square = square.max(rows::square_distance(key, &centroid));
         }
-        let corner = lo
-            .iter()
-            .zip(&hi)
-            .map(|(lo, hi)| f64::from(lo.abs().max(hi.abs())));
         self.scalars.push(Scalars {
-            radius: round_up(radius),
-            centroid_norm: round_up(rows::norm_up(centroid.iter().map(|&c| f64::from(c)))),
-            box_norm: round_up(rows::norm_up(corner)),
+            radius: round_up(rows::root_up(square)),
+            centroid_norm: round_up(rows::norm_up(&centroid)),
+            box_norm: box_norm(lo, hi),
         });
         self.centroids.extend(centroid);
-        self.lo.extend(lo);
-        self.hi.extend(hi);
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    /// Adds cluster `i` of `other` with further members: its centroid stays, its radius and box grow as far as they must.
+    pub(crate) fn push_grown<'a>(
+        &mut self,
+        other: &Level,
+        i: usize,
+        added: impl Iterator<Item = &'a [f32]>,
+    ) {
+        let centroid = other.centroid(i);
+        let bounds = self.lo.len();
+        self.lo.extend_from_slice(other.lo(i));
+        self.hi.extend_from_slice(other.hi(i));
+        let (lo, hi) = (&mut self.lo[bounds..], &mut self.hi[bounds..]);
+        let mut scalars = other.scalars[i];
+        for key in added {
+            rows::extend_box(lo, hi, key);
+            let distance = rows::root_up(rows::square_distance(key, centroid));
+            scalars.radius = scalars.radius.max(round_up(distance));
+        }
+        scalars.box_norm = box_norm(lo, hi);
+        self.scalars.push(scalars);
+        self.centroids.extend_from_slice(centroid);
+    }
+
+    /// Ends the children of the cluster that was pushed last.
+    pub(crate) fn push_end(&mut self, end: u32) {
+        self.ends.push(end);
+    }
+
+    /// A level of no clusters yet, with room for `clusters`.
+    pub(crate) fn with_capacity(dim: usize, clusters: usize) -> Self {
+        Self {
+            dim,
+            centroids: Vec::with_capacity(clusters * dim),
+            lo: Vec::with_capacity(clusters * dim),
+            hi: Vec::with_capacity(clusters * dim),
+            scalars: Vec::with_capacity(clusters),
+            ends: Vec::with_capacity(clusters),
+        }
+    }
+
+    /// Gives back what was reserved and not used.
+    pub(crate) fn shrink(&mut self) {
+        self.centroids.shrink_to_fit();
+        self.lo.shrink_to_fit();
+        self.hi.shrink_to_fit();
+        self.scalars.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
+    /// Norm of the centroid of cluster `i`, rounded up.
+    pub(crate) fn centroid_norm(&self, i: usize) -> f32 {
+        self.scalars[i].centroid_norm
+    }
+
+    /// All centroids, row by row.
+    pub(crate) fn centroids(&self) -> &[f32] {
+        &self.centroids
+    }
+
+    /// Bytes that the level has allocated.
+    pub fn memory_usage(&self) -> usize {
         memory::bytes(&self.centroids)
             + memory::bytes(&self.lo)
             + memory::bytes(&self.hi)
             + memory::bytes(&self.scalars)
             + memory::bytes(&self.ends)
     }
+}
+
+/// Norm, rounded up, of `max(|lo|, |hi|)`.
+fn box_norm(lo: &[f32], hi: &[f32]) -> f32 {
+    let corner: Vec<f32> = lo
+        .iter()
+        .zip(hi)
+        .map(|(lo, hi)| lo.abs().max(hi.abs()))
+        .collect();
+    round_up(rows::norm_up(&corner))
 }
 
 impl fmt::Debug for Level {
@@ -221,7 +284,7 @@ mod tests {
             for b in rows {
                 let level = one_cluster(&[a, b].concat(), 2);
                 for q in rows {
-                    let norm = round_up(rows::norm_up(q.iter().map(|&x| f64::from(x))));
+                    let norm = round_up(rows::norm_up(&q));
                     for kernel in Kernel::available() {
                         let bound = level.upper_bound(kernel, 0, &q, norm);
                         for key in [a, b] {

@@ -22,25 +22,36 @@
 //! ```
 
 mod bound;
+mod builder;
 mod config;
+mod dump;
 mod error;
 mod index;
-mod kmeans;
 mod level;
 mod memory;
 mod reservoir;
 mod rows;
 mod segment;
 mod sketch;
-mod tree;
+mod update;
 mod validate;
 
 #[cfg(feature = "burn")]
 pub mod burn;
 
-pub use config::{IndexConfig, KMeansConfig, SampleConfig, UpdateStrategy};
+pub use builder::{
+    BuildInput, Builder, BuilderConfig, ChunkBuilder, Hierarchy, KMeansBuilder, KMeansStart,
+    KdAxis, KdTreeBuilder, RandomizedBuilder,
+};
+pub use config::{IndexConfig, SampleConfig};
+pub use dump::KeyPath;
 pub use error::IndexError;
 pub use index::HierarchicalIndex;
 pub use level::Level;
 pub use memory::IndexMemory;
 pub use segment::Segment;
+pub use update::{
+    DynamicUpdater, IncrementalUpdater, RebuildTrigger, RebuildUpdater, UpdateConfig,
+};
+
+use builder::build_checked;

@@ -82,9 +82,46 @@ pub(crate) fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>, dim: usize) -> Vec
 /// Differences of `f32` values are multiples of `2^-149`, so no square underflows; below `2^65`, none overflows.
 const OUTWARD: f64 = 1.0 + 1.0 / (1u64 << 36) as f64;
 
-/// A value that is not below the Euclidean norm of `values`.
-pub(crate) fn norm_up(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|x| x * x).sum::<f64>().sqrt() * OUTWARD
+/// A value that is not below the square root of a sum that was computed in `f64` as [`OUTWARD`] says.
+pub(crate) fn root_up(square: f64) -> f64 {
+    square.sqrt() * OUTWARD
+}
+
+/// A value that is not below the Euclidean norm of `row`.
+pub(crate) fn norm_up(row: &[f32]) -> f64 {
+    root_up(sum_squares(row, row, |x, _| f64::from(x)))
+}
+
+/// `||a - b||^2` in `f64`, rounded as [`OUTWARD`] says.
+pub(crate) fn square_distance(a: &[f32], b: &[f32]) -> f64 {
+    sum_squares(a, b, |a, b| f64::from(a) - f64::from(b))
+}
+
+/// Sum of the squares of `f(a_i, b_i)`, in eight lanes: the compiler vectorises that.
+#[inline(always)]
+fn sum_squares(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f64) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (a_blocks, a_rest) = a.as_chunks::<8>();
+    let (b_blocks, b_rest) = b.as_chunks::<8>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for l in 0..8 {
+            let x = f(a[l], b[l]);
+            lanes[l] += x * x;
+        }
+    }
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        let x = f(a, b);
+        *lane += x * x;
+    }
+    lanes.iter().sum()
+}
+
+/// Makes the box hold `key`.
+pub(crate) fn extend_box(lo: &mut [f32], hi: &mut [f32], key: &[f32]) {
+    for ((lo, hi), &x) in lo.iter_mut().zip(hi).zip(key) {
+        *lo = if x < *lo { x } else { *lo };
+        *hi = if x > *hi { x } else { *hi };
+    }
 }
 
 /// The smallest `f32` that is not below `value`.
@@ -160,8 +197,10 @@ mod tests {
         let keys = [1.0, 2.0, 3.0, 6.0];
         assert_eq!(mean(keys.chunks(2), 2), [2.0, 4.0]);
         assert_eq!(mean(std::iter::empty(), 2), [0.0, 0.0]);
-        assert!(norm_up([3.0, 4.0].into_iter()) >= 5.0);
-        assert_eq!(round_up(norm_up([3.0, 4.0].into_iter())), 5.0f32.next_up());
-        assert_eq!(round_up(norm_up([0.0].into_iter())), 0.0);
+        assert!(norm_up(&[3.0, 4.0]) >= 5.0);
+        assert_eq!(round_up(norm_up(&[3.0, 4.0])), 5.0f32.next_up());
+        assert_eq!(round_up(norm_up(&[0.0])), 0.0);
+        let ramp: Vec<f32> = (1..=21).map(|i| i as f32).collect();
+        assert_eq!(square_distance(&ramp, &[1.0; 21]), 2870.0); // 0 + 1 + 4 + ... + 400
     }
 }

@@ -1,13 +1,14 @@
 //! A run of consecutive keys with everything that is known about them.
 
 use std::fmt;
+use std::ops::Range;
 
 use hira_kernels::{Kernel, SketchView, TILE};
 
 use crate::level::Level;
 use crate::sketch::{Sketch, reserve};
-use crate::tree::Tree;
-use crate::{IndexConfig, memory, rows};
+use crate::update::Insertion;
+use crate::{BuildInput, Builder, IndexConfig, IndexError, build_checked, memory, rows};
 
 /// Consecutive keys of an index: exact rows, their sketch and, once sealed, their coarse levels.
 ///
@@ -40,7 +41,21 @@ pub struct Segment {
     sketch: Option<Sketch>,
     order: Option<Vec<u32>>,
     levels: Vec<Level>,
-    sealed: bool,
+    state: State,
+    /// Times that keys joined the clusters since they were built.
+    updates: u32,
+    build_error: Option<IndexError>,
+}
+
+/// Where a segment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It takes keys.
+    Open,
+    /// It takes no keys, and is being built into another on a thread.
+    Closed,
+    /// It has what it will have.
+    Sealed,
 }
 
 impl Segment {
@@ -69,7 +84,7 @@ impl Segment {
         self.sketch.as_ref().map(Sketch::view)
     }
 
-    /// The point about which the sketch is quantised. Once the segment is sealed this is the mean of its keys.
+    /// The point about which the sketch is quantised. Once the segment is built this is the mean of its keys.
     pub fn centre(&self) -> &[f32] {
         &self.centre
     }
@@ -99,7 +114,86 @@ impl Segment {
 
     /// Whether the segment takes no further keys.
     pub fn is_sealed(&self) -> bool {
-        self.sealed
+        self.state != State::Open
+    }
+
+    /// Whether the segment is complete but its levels are still being built on another thread.
+    pub fn is_building(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// How often keys joined the clusters of the segment since it was built.
+    pub fn updates(&self) -> u32 {
+        self.updates
+    }
+
+    /// Why the segment has no coarse levels although it should: what its builder returned was an error or could not be used.
+    pub fn build_error(&self) -> Option<IndexError> {
+        self.build_error
+    }
+
+    /// The slots of a cluster: those of its descendants, which are contiguous.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such level or cluster.
+    pub fn slots(&self, level: usize, cluster: usize) -> Range<u32> {
+        self.below(&self.levels[level..], cluster)
+    }
+
+    /// The positions within the segment of the members of a cluster, in slot order.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such level or cluster.
+    pub fn members(&self, level: usize, cluster: usize) -> impl Iterator<Item = u32> {
+        self.slots(level, cluster)
+            .map(|slot| self.position_of_slot(slot))
+    }
+
+    /// The slot of the key at `position` of the segment; `None` if there is no such key.
+    ///
+    /// # Complexity
+    ///
+    /// O(len): nothing that a search does needs this direction.
+    pub fn slot_of_position(&self, position: u32) -> Option<u32> {
+        match &self.order {
+            None => ((position as usize) < self.len()).then_some(position),
+            Some(order) => order
+                .iter()
+                .position(|&p| p == position)
+                .map(|slot| slot as u32),
+        }
+    }
+
+    /// The clusters that hold `slot`: one on each coarse level, the coarsest first.
+    ///
+    /// Empty if the segment has no coarse levels.
+    ///
+    /// # Complexity
+    ///
+    /// O(levels * log(clusters)).
+    pub fn clusters_of_slot(&self, slot: u32) -> Vec<u32> {
+        let mut child = slot;
+        let mut path: Vec<u32> = Vec::with_capacity(self.levels.len());
+        for level in self.levels.iter().rev() {
+            child = level.parent(child);
+            path.push(child);
+        }
+        path.reverse();
+        path
+    }
+
+    /// The clusters of the finest coarse level that belong to a cluster.
+    pub(crate) fn leaves(&self, level: usize, cluster: usize) -> Range<u32> {
+        self.below(&self.levels[level..self.levels.len() - 1], cluster)
+    }
+
+    fn below(&self, levels: &[Level], cluster: usize) -> Range<u32> {
+        let cluster = cluster as u32;
+        levels.iter().fold(cluster..cluster + 1, |range, level| {
+            level.children(range.start as usize).start..level.children(range.end as usize - 1).end
+        })
     }
 
     /// An open segment without keys. Its sketch is about `centre`, unless a first batch says better.
@@ -112,8 +206,27 @@ impl Segment {
             sketch: (config.num_levels > 0).then(|| Sketch::new(config.dim)),
             order: None,
             levels: Vec::new(),
-            sealed: false,
+            state: State::Open,
+            updates: 0,
+            build_error: None,
         }
+    }
+
+    /// A segment of checked rows, without a sketch: only [`seal`](Self::seal) may follow.
+    pub(crate) fn of_keys(start: usize, config: &IndexConfig, keys: Vec<f32>) -> Self {
+        Self {
+            keys,
+            ..Self::open(start, config, Vec::new())
+        }
+    }
+
+    pub(crate) fn into_keys(self) -> Vec<f32> {
+        self.keys
+    }
+
+    /// Takes no more keys: the segment is about to be built into another.
+    pub(crate) fn close(&mut self) {
+        self.state = State::Closed;
     }
 
     /// Appends checked rows and sketches them. The segment stays open and will hold at most `limit` keys.
@@ -127,7 +240,7 @@ impl Segment {
         self.append_keys(keys, limit);
     }
 
-    /// Appends the last rows that the segment will hold; only [`seal`](Self::seal) may follow, which sketches them.
+    /// Appends rows of a segment that is built at once, which sketches them.
     pub(crate) fn append_last(&mut self, keys: &[f32]) {
         self.append_keys(keys, self.len() + keys.len() / self.dim);
     }
@@ -138,27 +251,44 @@ impl Segment {
         self.keys.extend_from_slice(keys);
     }
 
-    /// Closes the segment: clusters its keys, orders the slots by cluster and sketches them about their mean.
+    /// Completes the segment: clusters its keys, orders the slots by cluster and sketches them about their mean.
     ///
-    /// `previous` is the segment sealed before, whose clusters the incremental update starts from.
-    pub(crate) fn seal(
-        &mut self,
-        kernel: Kernel,
-        config: &IndexConfig,
-        previous: Option<&Segment>,
-    ) {
+    /// If the builder fails, the segment has no coarse levels and keeps the reason.
+    pub(crate) fn seal(&mut self, kernel: Kernel, config: &IndexConfig, builder: &dyn Builder) {
+        let levels = config.coarse_levels(self.len());
+        if levels > 0 {
+            let branching = config.branching_factor;
+            let input = BuildInput::new(&self.keys, self.dim, kernel, levels, branching);
+            match build_checked(builder, &input) {
+                Ok(hierarchy) => {
+                    self.levels = Level::all(&self.keys, self.dim, &hierarchy);
+                    self.order = Some(hierarchy.into_order());
+                }
+                Err(error) => self.build_error = Some(error),
+            }
+        }
+        self.finish(kernel, config);
+    }
+
+    /// The segment with further keys in its clusters; it has levels.
+    pub(crate) fn joined(&self, kernel: Kernel, config: &IndexConfig, added: &[f32]) -> Self {
+        let keys = [&self.keys, added].concat();
+        let (levels, order) = Insertion::run(kernel, config, self, &keys);
+        let mut joined = Self::of_keys(self.start, config, keys);
+        joined.levels = levels;
+        joined.order = Some(order);
+        joined.updates = self.updates + 1;
+        joined.finish(kernel, config);
+        joined
+    }
+
+    /// What follows once the order of the slots is known.
+    fn finish(&mut self, kernel: Kernel, config: &IndexConfig) {
         self.keys.shrink_to_fit();
         self.centre = rows::mean(self.keys.chunks_exact(self.dim), self.dim);
-        if config.coarse_levels(self.len()) > 0 {
-            let previous = previous.map_or(&[][..], Segment::levels);
-            let tree = Tree::build(kernel, &self.keys, config, previous);
-            self.levels = tree.levels(&self.keys, self.dim);
-            self.order = Some(tree.into_order());
-        }
-        if let Some(sketch) = &mut self.sketch {
-            *sketch = sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref());
-        }
-        self.sealed = true;
+        self.sketch = (config.num_levels > 0)
+            .then(|| sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref()));
+        self.state = State::Sealed;
     }
 
     /// Keeps the first `len` keys of an open segment.
@@ -214,7 +344,7 @@ impl fmt::Debug for Segment {
         f.debug_struct("Segment")
             .field("start", &self.start)
             .field("len", &self.len())
-            .field("sealed", &self.sealed)
+            .field("sealed", &self.is_sealed())
             .field("levels", &self.levels)
             .finish_non_exhaustive()
     }
@@ -223,6 +353,7 @@ impl fmt::Debug for Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::KMeansBuilder;
 
     fn sealed() -> (Segment, IndexConfig) {
         let config = IndexConfig::new(3)
@@ -231,7 +362,7 @@ mod tests {
         let keys: Vec<f32> = (0..40 * 3).map(|i| (i as f32 * 0.77).sin()).collect();
         let mut segment = Segment::open(0, &config, vec![0.0; 3]);
         segment.append(Kernel::best(), &keys, config.segment_len);
-        segment.seal(Kernel::best(), &config, None);
+        segment.seal(Kernel::best(), &config, &KMeansBuilder::default());
         (segment, config)
     }
 
@@ -258,7 +389,7 @@ mod tests {
             Err("it has a sketch unless there are no levels")
         );
         assert_eq!(
-            found(|segment| segment.sealed = false),
+            found(|segment| segment.state = State::Open),
             Err("an open segment has no coarse levels")
         );
         assert!(found(|segment| drop(segment.levels.remove(0))).is_err());

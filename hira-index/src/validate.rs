@@ -42,6 +42,9 @@ impl HierarchicalIndex {
             if segment.is_sealed() == last {
                 return Err(broken("every segment but the last is sealed"));
             }
+            if segment.is_building() && !self.is_pending(i) {
+                return Err(broken("what is not built is being built"));
+            }
             self.check(segment.keys())
                 .map_err(|_| broken("its keys may be stored"))?;
             segment
@@ -77,8 +80,13 @@ impl Segment {
                 self.len() <= config.segment_len,
                 "it is not longer than segment_len",
             )?;
+            let levels = if self.is_building() || self.build_error().is_some() {
+                0
+            } else {
+                config.coarse_levels(self.len())
+            };
             claim(
-                self.levels().len() == config.coarse_levels(self.len()),
+                self.levels().len() == levels,
                 "it has the levels it should have",
             )?;
         } else {
@@ -181,7 +189,7 @@ impl Segment {
                 level_ends.push(end);
 
                 let query = self.slot_key(first);
-                let norm = rows::round_up(rows::norm_up(query.iter().map(|&x| f64::from(x))));
+                let norm = rows::round_up(rows::norm_up(query));
                 let bound = level.upper_bound(kernel, i, query, norm);
                 for slot in first..end {
                     let key = self.slot_key(slot);

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{KINDS, Kind, bits, dim, keys, kind, small_config, stored};
-use hira_index::{HierarchicalIndex, IndexConfig, UpdateStrategy};
+use common::{KINDS, Kind, bits, builder, dim, keys, kind, small_config, stored, update};
+use hira_index::{HierarchicalIndex, IndexConfig};
 use hira_kernels::Kernel;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -16,6 +16,7 @@ enum Step {
     Truncate(f64),
     Fork,
     Clear,
+    FinishBuilds,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -27,6 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0.0..1.0).prop_map(Step::Truncate),
         2 => Just(Step::Fork),
         1 => Just(Step::Clear),
+        1 => Just(Step::FinishBuilds),
     ]
 }
 
@@ -58,16 +60,19 @@ proptest! {
         num_levels in 0usize..=4,
         branching_factor in 2usize..=9,
         min_coarse_len in prop::sample::select(&[0usize, 30, 64][..]),
-        incremental in any::<bool>(),
+        builder in builder(),
+        update in update(),
+        background in any::<bool>(),
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 1..12),
     ) {
-        let update = if incremental { UpdateStrategy::Incremental } else { UpdateStrategy::Rebuild };
         let config = small_config(dim)
             .with_num_levels(num_levels)
             .with_branching_factor(branching_factor)
             .with_min_coarse_len(min_coarse_len)
-            .with_update(update);
+            .with_builder(builder)
+            .with_update(update)
+            .with_background(background);
         let mut index = HierarchicalIndex::new(config).unwrap();
         let mut expected: Vec<f32> = Vec::new();
         let mut forks = Vec::new();
@@ -84,6 +89,11 @@ proptest! {
                     index.truncate(len);
                     expected.truncate(len * dim);
                 }
+                Step::FinishBuilds => {
+                    index.finish_builds();
+                    assert_eq!(index.pending_builds(), 0);
+                    assert!(index.segments().all(|segment| !segment.is_building()));
+                }
                 Step::Fork => forks.push((index.clone(), expected.clone())),
                 Step::Clear => {
                     index.clear();
@@ -92,9 +102,13 @@ proptest! {
             }
             assert_holds(&index, &expected);
         }
-        for (fork, expected) in &forks {
-            assert_holds(fork, expected);
+        for (mut fork, expected) in forks {
+            assert_holds(&fork, &expected);
+            fork.finish_builds();
+            assert_holds(&fork, &expected);
         }
+        index.finish_builds();
+        assert_holds(&index, &expected);
     }
 
     #[test]
@@ -222,39 +236,4 @@ fn the_open_segment_is_centred_as_documented() {
     index.append(&[6.0; 2 * 16]).unwrap();
     assert_eq!(index.segments().nth(1).unwrap().centre(), [6.0, 6.0]); // its own first batch
     index.validate().unwrap();
-}
-
-#[test]
-fn incremental_clusters_follow_the_previous_segment() {
-    let dim = 8;
-    let config = IndexConfig::new(dim)
-        .with_segment_len(512)
-        .with_branching_factor(8)
-        .with_min_coarse_len(0)
-        .with_update(UpdateStrategy::Incremental);
-    let mut index = HierarchicalIndex::new(config).unwrap();
-    // The same keys again fall into the same clusters, except where those were split for their size.
-    let batch = keys(Kind::Offset, 512, dim, 4);
-    for _ in 0..3 {
-        index.append(&batch).unwrap();
-    }
-    index.validate().unwrap();
-    for segment in 0..3 {
-        let (coarse, fine) = (
-            index.level(segment, 0).unwrap(),
-            index.level(segment, 1).unwrap(),
-        );
-        assert!((4..=16).contains(&coarse.len()), "{}", coarse.len());
-        assert!((64..=128).contains(&fine.len()), "{}", fine.len());
-        let largest = (0..fine.len())
-            .map(|i| fine.children(i).len())
-            .max()
-            .unwrap();
-        assert!(segment == 0 || largest <= 16, "{largest}");
-    }
-    // Keys of another kind altogether: what no longer fits is divided anew.
-    index.append(&keys(Kind::Limit, 512, dim, 4)).unwrap();
-    index.append(&keys(Kind::Zeros, 512, dim, 4)).unwrap();
-    index.validate().unwrap();
-    assert!(index.level(4, 1).unwrap().len() <= 128);
 }

@@ -89,9 +89,12 @@ fn the_dump_names_segments_levels_and_bytes() {
     assert!(dump.starts_with(
         "HierarchicalIndex: 70 keys of dimension 3, 3 levels, branching factor 4, kernel "
     ));
-    assert!(dump.contains("sealed segment at 0: 4 > "), "{dump}");
     assert!(
-        dump.contains(" > 64 keys\n  open segment at 64: 6 keys\n"),
+        dump.contains("  segment 0: sealed, positions 0..64, 4 > "),
+        "{dump}"
+    );
+    assert!(
+        dump.contains(" > 64 keys\n  segment 1: open, positions 64..70, 6 keys\n"),
         "{dump}"
     );
     assert!(dump.ends_with(&index.memory_usage().to_string()));

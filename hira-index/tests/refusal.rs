@@ -3,7 +3,10 @@
 mod common;
 
 use common::{Kind, bits, keys, small_config, stored};
-use hira_index::{HierarchicalIndex, IndexConfig, IndexError, KMeansConfig, UpdateStrategy};
+use hira_index::{
+    BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, IndexError,
+    KMeansBuilder, RebuildTrigger, RebuildUpdater, UpdateConfig,
+};
 use serde::Deserialize;
 use serde::de::value::{Error, MapDeserializer};
 
@@ -87,14 +90,62 @@ fn configurations_are_checked_by_key() {
         );
     }
     for tolerance in [-1.0, f32::NAN, f32::INFINITY] {
-        let kmeans = KMeansConfig {
+        let builder = BuilderConfig::KMeans(KMeansBuilder {
             tolerance,
-            ..KMeansConfig::default()
-        };
+            ..KMeansBuilder::default()
+        });
         assert_eq!(
-            refused(config.clone().with_kmeans(kmeans)),
-            "kmeans.tolerance"
+            refused(config.clone().with_builder(builder)),
+            "builder.k_means.tolerance"
         );
+    }
+    let builder = BuilderConfig::KMeans(KMeansBuilder {
+        nredo: 0,
+        ..KMeansBuilder::default()
+    });
+    assert_eq!(
+        refused(config.clone().with_builder(builder)),
+        "builder.k_means.nredo"
+    );
+    let rebuild = |trigger| UpdateConfig::Rebuild(RebuildUpdater { trigger });
+    let growth = "update.rebuild.trigger.growth.ratio";
+    for (update, key) in [
+        (
+            rebuild(RebuildTrigger::EveryN { n: 0 }),
+            "update.rebuild.trigger.every_n.n",
+        ),
+        (rebuild(RebuildTrigger::Growth { ratio: 0.0 }), growth),
+        (rebuild(RebuildTrigger::Growth { ratio: f32::NAN }), growth),
+        (
+            UpdateConfig::Incremental(IncrementalUpdater {
+                every: 0,
+                rebuild_every: 1,
+            }),
+            "update.incremental.every",
+        ),
+        (
+            UpdateConfig::Incremental(IncrementalUpdater {
+                every: 1,
+                rebuild_every: 0,
+            }),
+            "update.incremental.rebuild_every",
+        ),
+        (
+            UpdateConfig::Dynamic(DynamicUpdater {
+                base: 0,
+                ratio: 2.0,
+            }),
+            "update.dynamic.base",
+        ),
+        (
+            UpdateConfig::Dynamic(DynamicUpdater {
+                base: 1,
+                ratio: 1.0,
+            }),
+            "update.dynamic.ratio",
+        ),
+    ] {
+        assert_eq!(refused(config.clone().with_update(update)), key);
     }
     for extreme in [
         config
@@ -108,11 +159,12 @@ fn configurations_are_checked_by_key() {
             .with_branching_factor(2)
             .with_min_coarse_len(0),
         config
-            .with_kmeans(KMeansConfig {
+            .with_builder(BuilderConfig::KMeans(KMeansBuilder {
                 max_iterations: 0,
                 tolerance: 0.0,
                 seed: u64::MAX,
-            })
+                ..KMeansBuilder::default()
+            }))
             .with_min_coarse_len(0),
     ] {
         let mut index = HierarchicalIndex::new(extreme.with_segment_len(16)).unwrap();
@@ -140,9 +192,8 @@ fn configurations_have_defaults_and_no_unknown_keys() {
     );
 
     let update = |name: &'static str| {
-        UpdateStrategy::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
+        UpdateConfig::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
     };
-    assert_eq!(update("rebuild"), Ok(UpdateStrategy::Rebuild));
-    assert_eq!(update("incremental"), Ok(UpdateStrategy::Incremental));
-    assert!(update("Rebuild").is_err());
+    assert_eq!(update("seal"), Ok(UpdateConfig::Seal));
+    assert!(update("Seal").is_err());
 }

@@ -32,12 +32,12 @@
 //! All kernels give the same bits.
 
 mod decode;
-mod portable;
+pub(crate) mod portable;
 mod prefill;
-mod simd;
+pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
-mod tile;
+pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -182,7 +182,7 @@ macro_rules! with_simd {
             $name(token, $($argument),*)
         }
         match $kernel {
-            Kernel::Scalar => $name(portable::Portable, $($argument),*),
+            Kernel::Scalar => $name($crate::dense::portable::Portable, $($argument),*),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the token proves that the machine has AVX2 and FMA.
             Kernel::Avx2(token) => unsafe { on_avx2(token, $($argument),*) },
@@ -192,6 +192,7 @@ macro_rules! with_simd {
         }
     }};
 }
+pub(crate) use with_simd;
 
 impl DenseShape {
     /// Rows of `run`.

@@ -8,6 +8,7 @@
 //! * [`Kernel::quantise_keys`], [`SketchView`]: int8 codes, 16 keys to a tile, with a proven residual norm.
 //! * [`QueryGroup`], [`Kernel::intervals_into`], [`Kernel::scan_into`]: proven intervals for the scores of a whole
 //!   group of queries in one pass over the tiles, and the slots whose upper bound reaches a threshold.
+//! * [`Centroids`], [`Kernel::nearest_into`]: which of a few centroids is nearest to each of many points.
 //! * [`Kernel::exp_weights_into`], [`Kernel::weighted_sum_into`], [`SoftmaxState`]: the softmax that follows.
 //!
 //! # Numerics
@@ -53,6 +54,7 @@ mod error;
 mod exp;
 mod kernel;
 mod lanes;
+mod nearest;
 mod query;
 mod scalar;
 mod scan;
@@ -69,6 +71,7 @@ pub use error::KernelError;
 pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
 pub use kernel::{Avx2, Avx512};
+pub use nearest::Centroids;
 pub use query::{QueryGroup, SegmentOffsets};
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};

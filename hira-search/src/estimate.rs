@@ -30,7 +30,7 @@ impl Sample {
         4 * (values + self.lower.capacity() + self.upper.capacity())
     }
 
-    /// Writes for each top-k query a score that about `k` of the visible keys reach; nothing where a guess would not pay.
+    /// Writes for each top-k query without a threshold a score that about `k` of the visible keys reach; nothing where a guess would not pay.
     ///
     /// A guess, never a bound: the search proves afterwards that `k` keys reach it. It takes the lower bounds of every
     /// `stride`-th tile, in which `m` keys were seen, at rank `x + 4 sqrt(x) + 1` for `x = k * m / visible`. Random keys would need
@@ -43,7 +43,9 @@ impl Sample {
             targets,
             ..
         } = *scan.group;
-        if visible < MIN_KEYS || !targets.iter().any(Target::is_top) {
+        let lacking = |target: &Target, tau: f32| target.is_top() && tau == f32::NEG_INFINITY;
+        let mut pairs = targets.iter().zip(&*taus);
+        if visible < MIN_KEYS || !pairs.any(|(target, &tau)| lacking(target, tau)) {
             return;
         }
         let wanted = (visible / SHARE).clamp(MIN_SAMPLE, MAX_SAMPLE) / TILE;
@@ -65,6 +67,9 @@ impl Sample {
             let Target::Top { k, .. } = *target else {
                 continue;
             };
+            if *tau > f32::NEG_INFINITY {
+                continue;
+            }
             let expected = k as f64 * values.len() as f64 / visible as f64;
             let rank = (expected + 4.0 * expected.sqrt() + 1.0).ceil() as usize;
             *tau = kth_largest(values, rank);

@@ -17,13 +17,17 @@
 //!    from the proven one, so a guess costs time at worst, never a key.
 //! 5. **Survivors**: candidates whose upper bound reaches the proven threshold are scored exactly, and the rule is settled on exact scores.
 
+mod best_first;
 #[cfg(feature = "burn")]
 pub mod burn;
 mod config;
 mod dense;
 mod error;
 mod estimate;
+mod explain;
 mod group;
+mod history;
+mod hits;
 mod naive;
 mod partition;
 mod plan;
@@ -37,11 +41,15 @@ mod survivors;
 mod tail;
 mod tree;
 mod visible;
+mod warm;
 
 pub use config::SearchConfig;
 pub use error::SearchError;
+pub use explain::{Chosen, Explanation};
+pub use history::SearchHistory;
+pub use hits::Hits;
 pub use naive::search_naive;
-pub use plan::{Plan, PlanChoice};
+pub use plan::{Plan, PlanChoice, PlanEstimate, Reason, Work};
 pub use scratch::Scratch;
 pub use searcher::HalfspaceSearcher;
-pub use selection::{SearchStats, Selection, Tail};
+pub use selection::{FirstThreshold, Hit, SearchStats, Selection, Tail};

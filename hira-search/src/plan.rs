@@ -1,6 +1,13 @@
 //! Which plan answers a query: a small cost model over what is read.
 
+use std::fmt;
+
+use hira_index::IndexConfig;
 use serde::{Deserialize, Serialize};
+
+use crate::group::Group;
+use crate::history::SearchHistory;
+use crate::visible::Visible;
 
 /// How one group's query was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -13,6 +20,16 @@ pub enum Plan {
     SketchScan,
     /// Clusters were pruned by the coarse levels first, then as `SketchScan` on the tiles that were left.
     Tree,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Dense => "dense",
+            Self::SketchScan => "sketch scan",
+            Self::Tree => "tree",
+        })
+    }
 }
 
 /// Who picks the plan. The answer is the same whoever does.
@@ -34,7 +51,7 @@ pub enum PlanChoice {
 const DENSE_BYTE: f64 = 0.1;
 /// Selecting among densely scored keys, a key and query.
 const DENSE_SELECT: f64 = 4.3;
-/// A sketch scan whatever its length: the sample, the candidates.
+/// A sketch scan whatever its length: the first threshold, the candidates.
 const SCAN: f64 = 33_000.0;
 /// A byte of the sketch, for a group.
 const SCAN_BYTE: f64 = 0.14;
@@ -43,90 +60,225 @@ const SURVIVORS: f64 = 1.3;
 /// A key read out of order, and each of its bytes.
 const GATHER: f64 = 9.0;
 const GATHER_BYTE: f64 = 0.05;
-/// Below this many keys a tree is not probed.
-const TREE_MIN_KEYS: usize = 32_768;
-/// Group searches between two probes of the tree plan.
-const PROBE_EVERY: u32 = 256;
-/// A tree must have saved at least this fraction of the sketch's bytes.
-const TREE_GAIN: f64 = 0.1;
+/// The bound of a cluster for one query, and each byte of its centroid and box.
+const BOUND: f64 = 8.0;
+const BOUND_BYTE: f64 = 0.03;
+
+/// A tree plan must be this much cheaper than a scan: what its levels prune varies from step to step.
+const TREE_MARGIN: f64 = 1.1;
+
+/// The most coarse levels a segment can have.
+pub(crate) const MAX_COARSE: usize = IndexConfig::MAX_LEVELS - 1;
 
 /// What the model knows of one group search.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shape {
     pub(crate) visible: usize,
     pub(crate) dim: usize,
     pub(crate) queries: usize,
     /// Keys to be selected, if the rule says so.
     pub(crate) count: Option<usize>,
-    /// Whether any visible segment has coarse levels.
-    pub(crate) coarse: bool,
+    /// Visible keys in segments whose coarse levels can be used.
+    pub(crate) coarse_keys: usize,
+    /// Clusters of those segments on each coarse level, the coarsest first.
+    pub(crate) clusters: [usize; MAX_COARSE],
 }
 
-/// Running counts of the searches made with one scratch: keep one scratch a KV head to make them meaningful.
-#[derive(Debug, Clone)]
-pub(crate) struct History {
-    /// Exactly scored keys over visible keys, for fixed thresholds; a moving average.
-    survivors: f64,
-    /// Fraction of the sketch's bytes that the last tree plan saved, less what it read of the levels.
-    tree_gain: f64,
-    /// Searches since then.
-    since_tree: u32,
-}
-
-impl Default for History {
-    fn default() -> Self {
-        Self {
-            survivors: 0.02,
-            tree_gain: 0.0,
-            since_tree: PROBE_EVERY,
-        }
-    }
-}
-
-impl History {
-    /// Picks the cheaper plan by what it reads.
-    ///
-    /// Dense reads `4 D` bytes a key for the whole group, a scan `D + 4` and then a row for every survivor of every query: at 8,192
-    /// keys they break even near a top-2,400.
-    /// The tree plan is tried once in [`PROBE_EVERY`] searches of long indexes with coarse levels, and kept while its measured gain
-    /// is above [`TREE_GAIN`]. On attention keys it is not: at 8,192 keys balls and boxes prune almost nothing.
-    pub(crate) fn choose(&mut self, shape: Shape) -> Plan {
-        let keys = shape.visible as f64;
-        let (dim, queries) = (shape.dim as f64, shape.queries as f64);
-        let selected = match shape.count {
-            Some(count) => count as f64,
-            None => self.survivors * keys,
+impl Shape {
+    /// The shape of one group's search.
+    pub(crate) fn of(group: &Group<'_>) -> Self {
+        let mut shape = Self {
+            visible: group.visible,
+            dim: group.dim(),
+            queries: group.len(),
+            count: group.count(),
+            ..Self::default()
         };
-        let dense = keys * (4.0 * dim * DENSE_BYTE + queries * DENSE_SELECT);
-        let gathered = SURVIVORS * selected * (GATHER + 4.0 * dim * GATHER_BYTE);
-        let scan = SCAN + keys * (dim + 4.0) * SCAN_BYTE + queries * gathered;
-        if dense <= scan {
-            return Plan::Dense;
+        for visible in Visible::segments(group.index, group.visible) {
+            let levels = visible.segment.levels();
+            if levels.is_empty() || visible.is_mixed() {
+                continue;
+            }
+            shape.coarse_keys += visible.len;
+            for (count, level) in shape.clusters.iter_mut().zip(levels) {
+                *count += level.len();
+            }
         }
-        if !shape.coarse || shape.visible < TREE_MIN_KEYS {
-            return Plan::SketchScan;
-        }
-        self.since_tree = self.since_tree.saturating_add(1);
-        if self.since_tree > PROBE_EVERY || self.tree_gain > TREE_GAIN {
-            Plan::Tree
-        } else {
-            Plan::SketchScan
-        }
+        shape
     }
 
-    /// Notes what a tree plan read and skipped.
-    pub(crate) fn note_tree(&mut self, visible: usize, dim: usize, opened: usize, skipped: usize) {
-        let sketch = (dim + 4) as f64;
-        // A cluster holds a centroid, a box and a radius.
-        let levels = opened as f64 * (12 * dim + 4) as f64;
-        self.tree_gain = (skipped as f64 * sketch - levels) / (visible as f64 * sketch);
-        self.since_tree = 0;
+    /// Number of coarse levels of the deepest segment.
+    pub(crate) fn depth(&self) -> usize {
+        self.clusters.iter().take_while(|&&count| count > 0).count()
     }
+}
 
-    /// Notes the fraction of keys that a fixed threshold left to be scored.
-    pub(crate) fn note_survivors(&mut self, fraction: f64) {
-        self.survivors += (fraction - self.survivors) / 8.0;
+/// What a plan reads, estimated or counted.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Work {
+    /// Keys whose sketch is read, once for the whole group.
+    pub sketched: f64,
+    /// Cluster bounds computed, for all queries of the group together.
+    pub bounds: f64,
+    /// Keys scored exactly: for a dense plan once for the group, else for all queries together.
+    pub scored: f64,
+    /// Bytes read of sketch, clusters and exact keys.
+    pub bytes: f64,
+    /// Time on one core in nanoseconds.
+    pub nanos: f64,
+}
+
+/// A plan that the cost model weighed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PlanEstimate {
+    /// The plan.
+    pub plan: Plan,
+    /// Coarse levels that a tree plan descends, 0 for the other plans.
+    pub depth: usize,
+    /// What it would read.
+    pub work: Work,
+}
+
+/// Why a plan was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The configuration asks for it.
+    Forced,
+    /// The configuration asks for a plan that needs what the index does not have.
+    Replaced,
+    /// The index holds exact keys only.
+    NoSketch,
+    /// The rule selects every visible key, so no bound can help.
+    SelectsAll,
+    /// The cost model found it cheapest.
+    Cheapest,
+    /// It was not measured lately: tried once, so that the cost model knows.
+    Probe,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Forced => "asked for by the configuration",
+            Self::Replaced => "the plan asked for needs what this index does not have",
+            Self::NoSketch => "the index holds exact keys only",
+            Self::SelectsAll => "every visible key is selected",
+            Self::Cheapest => "the cheapest estimate",
+            Self::Probe => "not measured lately, tried once",
+        })
     }
+}
+
+/// The plan of one search, and how deep a tree plan descends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Decision {
+    pub(crate) plan: Plan,
+    pub(crate) depth: usize,
+    pub(crate) reason: Reason,
+}
+
+impl Decision {
+    pub(crate) fn new(plan: Plan, depth: usize, reason: Reason) -> Self {
+        let depth = if plan == Plan::Tree { depth } else { 0 };
+        Self {
+            plan,
+            depth,
+            reason,
+        }
+    }
+}
+
+/// Estimates of every plan that the index allows, dense first.
+///
+/// Dense reads `4 D` bytes a key for the whole group, a scan `D + 4` and then a row for every survivor of every query; a tree plan `12 D`
+/// bytes for each cluster that it opens, and of the sketch the share that its levels leave. How many clusters a level leaves is what
+/// was measured lately in this head (`history`); a level that was never measured counts as leaving all.
+pub(crate) fn estimates<'a>(
+    shape: &'a Shape,
+    history: &'a SearchHistory,
+) -> impl Iterator<Item = PlanEstimate> + 'a {
+    let flat = [
+        PlanEstimate {
+            plan: Plan::Dense,
+            depth: 0,
+            work: dense(shape),
+        },
+        PlanEstimate {
+            plan: Plan::SketchScan,
+            depth: 0,
+            work: scan(shape, history, shape.visible as f64),
+        },
+    ];
+    let trees = (1..=shape.depth()).map(|depth| PlanEstimate {
+        plan: Plan::Tree,
+        depth,
+        work: tree(shape, history, depth),
+    });
+    flat.into_iter().chain(trees)
+}
+
+fn dense(shape: &Shape) -> Work {
+    let keys = shape.visible as f64;
+    let bytes = keys * 4.0 * shape.dim as f64;
+    Work {
+        scored: keys,
+        bytes,
+        nanos: bytes * DENSE_BYTE + keys * shape.queries as f64 * DENSE_SELECT,
+        ..Work::default()
+    }
+}
+
+/// A scan of `keys` keys of the sketch, and what follows.
+fn scan(shape: &Shape, history: &SearchHistory, keys: f64) -> Work {
+    let selected = match shape.count {
+        Some(count) => SURVIVORS * count as f64,
+        None => history.survivors() * shape.visible as f64,
+    };
+    let row = 4.0 * shape.dim as f64;
+    let scored = shape.queries as f64 * selected;
+    let sketch = keys * (shape.dim + 4) as f64;
+    Work {
+        sketched: keys,
+        bounds: 0.0,
+        scored,
+        bytes: sketch + scored * row,
+        nanos: SCAN + sketch * SCAN_BYTE + scored * (GATHER + row * GATHER_BYTE),
+    }
+}
+
+fn tree(shape: &Shape, history: &SearchHistory, depth: usize) -> Work {
+    let (mut opened, mut left) = (0.0, 1.0);
+    for (level, &clusters) in shape.clusters[..depth].iter().enumerate() {
+        // Those below the clusters that the levels above left.
+        opened += clusters as f64 * left;
+        left *= history.passed(level);
+    }
+    let uncovered = (shape.visible - shape.coarse_keys) as f64;
+    let mut work = scan(shape, history, uncovered + shape.coarse_keys as f64 * left);
+    work.bounds = opened * shape.queries as f64;
+    let cluster = 12.0 * shape.dim as f64;
+    work.bytes += opened * cluster;
+    work.nanos += work.bounds * (BOUND + cluster * BOUND_BYTE);
+    work
+}
+
+/// The cheapest plan, or one that was not measured lately.
+///
+/// A tree plan is tried in full once in a while wherever there are levels, since only a descent tells what they prune. On attention keys
+/// they prune almost nothing (at 8,192 keys 239 of 260 clusters stay), and the scan is kept.
+pub(crate) fn choose(shape: &Shape, history: &mut SearchHistory) -> Decision {
+    let cost = |estimate: &PlanEstimate| {
+        let margin = if estimate.depth > 0 { TREE_MARGIN } else { 1.0 };
+        estimate.work.nanos * margin
+    };
+    let cheapest = estimates(shape, history)
+        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        .map_or((Plan::Dense, 0), |best| (best.plan, best.depth));
+    if cheapest.0 != Plan::Dense && shape.depth() > 0 && history.tree_is_due() {
+        return Decision::new(Plan::Tree, shape.depth(), Reason::Probe);
+    }
+    Decision::new(cheapest.0, cheapest.1, Reason::Cheapest)
 }
 
 #[cfg(test)]
@@ -134,35 +286,63 @@ mod tests {
     use super::*;
 
     fn shape(visible: usize, count: usize, coarse: bool) -> Shape {
+        let mut clusters = [0; MAX_COARSE];
+        if coarse {
+            clusters[0] = visible / 1024;
+            clusters[1] = visible / 32;
+        }
         Shape {
             visible,
             dim: 64,
             queries: 3,
             count: Some(count),
-            coarse,
+            coarse_keys: if coarse { visible } else { 0 },
+            clusters,
         }
+    }
+
+    fn plan(shape: &Shape, history: &mut SearchHistory) -> (Plan, Reason) {
+        let decision = choose(shape, history);
+        (decision.plan, decision.reason)
     }
 
     #[test]
     fn short_or_wide_selections_are_dense() {
-        let mut history = History::default();
-        assert_eq!(history.choose(shape(128, 16, true)), Plan::Dense);
-        assert_eq!(history.choose(shape(8192, 4096, true)), Plan::Dense);
-        assert_eq!(history.choose(shape(8192, 256, true)), Plan::SketchScan);
+        let history = &mut SearchHistory::default();
+        let cheapest = |plan| (plan, Reason::Cheapest);
+        assert_eq!(plan(&shape(128, 16, false), history), cheapest(Plan::Dense));
+        assert_eq!(
+            plan(&shape(8192, 4096, true), history),
+            cheapest(Plan::Dense)
+        );
+        assert_eq!(
+            plan(&shape(8192, 256, false), history),
+            cheapest(Plan::SketchScan)
+        );
     }
 
     #[test]
-    fn the_tree_is_probed_and_kept_only_while_it_pays() {
-        let mut history = History::default();
+    fn a_tree_is_tried_and_kept_only_while_it_pays() {
+        let mut history = SearchHistory::default();
         let long = shape(100_000, 256, true);
-        assert_eq!(history.choose(shape(100_000, 256, false)), Plan::SketchScan);
-        assert_eq!(history.choose(long), Plan::Tree);
-        history.note_tree(100_000, 64, 3000, 1000);
-        for _ in 0..PROBE_EVERY {
-            assert_eq!(history.choose(long), Plan::SketchScan);
+        let probe = (Plan::Tree, Reason::Probe);
+        assert_eq!(plan(&long, &mut history), probe);
+        history.note_descent(&[(97, 95), (3125, 3000)], true);
+        let mut scans = 0;
+        while plan(&long, &mut history) == (Plan::SketchScan, Reason::Cheapest) {
+            scans += 1;
         }
-        assert_eq!(history.choose(long), Plan::Tree);
-        history.note_tree(100_000, 64, 1000, 90_000);
-        assert_eq!(history.choose(long), Plan::Tree);
+        assert_eq!(scans, SearchHistory::PROBE_EVERY);
+        // Half of the clusters on both levels: the second level costs more than it saves.
+        for _ in 0..100 {
+            history.note_descent(&[(97, 10), (320, 310)], true);
+        }
+        let decision = choose(&long, &mut history);
+        assert_eq!(decision, Decision::new(Plan::Tree, 1, Reason::Cheapest));
+        for _ in 0..100 {
+            history.note_descent(&[(97, 50), (1600, 16)], true);
+        }
+        let decision = choose(&long, &mut history);
+        assert_eq!(decision, Decision::new(Plan::Tree, 2, Reason::Cheapest));
     }
 }

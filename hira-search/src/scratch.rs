@@ -1,45 +1,55 @@
 //! The memory of a search, owned by its caller.
 
-use hira_index::HierarchicalIndex;
 use hira_kernels::{QueryGroup, SegmentOffsets};
 use rayon::prelude::*;
 
+use crate::best_first::BestFirst;
 use crate::dense::DenseScores;
 use crate::estimate::Sample;
 use crate::group::Group;
+use crate::history::SearchHistory;
 use crate::partition::Partition;
-use crate::plan::{History, Plan, Shape};
+use crate::plan::{Decision, Plan, Shape, Work, choose};
 use crate::resolve::Resolving;
 use crate::scan::{Part, Scan};
-use crate::selection::Selection;
+use crate::selection::{FirstThreshold, Selection};
 use crate::settle::Target;
 use crate::survivors::{Outcome, Rescoring};
 use crate::tree::Descent;
 use crate::visible::Visible;
+use crate::warm::WarmStart;
 
 /// Below this many visible keys a search stays on its thread. Measured at 8,192 keys, three KV heads of a layer as tasks on two cores: the
 /// step takes 185 us with the third head's search split in two, 260 to 340 us without.
 const PARALLEL_KEYS: usize = 4_096;
 
-/// Buffers that [`HalfspaceSearcher::search_group_with`](crate::HalfspaceSearcher::search_group_with) reuses, and the planner's running counts.
+/// Buffers that [`HalfspaceSearcher::search_group_with`](crate::HalfspaceSearcher::search_group_with) reuses, and what it remembers.
 ///
-/// Keep one for each KV head: its buffers then fit, nothing is allocated in steady state, and the planner's counts are of one kind of
-/// query. Any scratch gives the same answers for any index.
+/// Nothing is allocated in steady state. Any scratch gives the same answers for any index; what it remembers is of use for the next query
+/// of the same KV head, so keep one scratch a head, or share one and lend it each head's [`SearchHistory`].
 #[derive(Default)]
 pub struct Scratch {
     pub(crate) resolving: Resolving,
     prepared: QueryGroup,
     norms: Vec<f32>,
     offsets: Vec<SegmentOffsets>,
+    warm: WarmStart,
+    best_first: BestFirst,
     sample: Sample,
     /// Threshold of the current pass for each query; `+inf` once its selection is complete.
     taus: Vec<f32>,
+    /// Where the first of them came from.
+    firsts: Vec<FirstThreshold>,
     partition: Partition,
     descent: Descent,
     parts: Vec<Part>,
     rescoring: Vec<Rescoring>,
     dense: DenseScores,
-    history: History,
+    history: SearchHistory,
+    /// What the last search read; time is left out.
+    work: Work,
+    /// How the last search was answered.
+    pub(crate) last: Option<Decision>,
 }
 
 impl Scratch {
@@ -55,6 +65,8 @@ impl Scratch {
         parts
             + rescoring
             + self.resolving.memory_usage()
+            + self.warm.memory_usage()
+            + self.best_first.memory_usage()
             + self.sample.memory_usage()
             + self.partition.memory_usage()
             + self.descent.memory_usage()
@@ -62,15 +74,28 @@ impl Scratch {
             + 4 * (self.taus.capacity() + self.norms.capacity())
     }
 
+    /// What this scratch remembers of the searches made with it.
+    pub fn history(&self) -> &SearchHistory {
+        &self.history
+    }
+
+    /// Exchanges what is remembered: before a search for the history of its head, and back after it.
+    pub fn swap_history(&mut self, history: &mut SearchHistory) {
+        std::mem::swap(&mut self.history, history);
+    }
+
+    /// Forgets the keys of the last search, whose queries are no predecessors of the next ones.
+    pub(crate) fn forget_keys(&mut self) {
+        self.history.forget_keys();
+    }
+
     /// The plan for a group that wants neither everything nor nothing.
-    pub(crate) fn choose(&mut self, group: &Group<'_>) -> Plan {
-        self.history.choose(Shape {
-            visible: group.visible,
-            dim: group.dim(),
-            queries: group.len(),
-            count: group.count(),
-            coarse: has_levels(group.index, group.visible),
-        })
+    pub(crate) fn choose(&mut self, group: &Group<'_>) -> Decision {
+        choose(&Shape::of(group), &mut self.history)
+    }
+
+    pub(crate) fn work(&self) -> Work {
+        self.work
     }
 
     /// Answers by scoring every visible key.
@@ -81,6 +106,11 @@ impl Scratch {
         out: &mut [Selection],
     ) {
         let parallel = parallel && group.visible >= PARALLEL_KEYS;
+        self.work = Work {
+            scored: group.visible as f64,
+            bytes: (group.visible * 4 * group.dim()) as f64,
+            ..Work::default()
+        };
         self.dense.fill(group, parallel);
         self.rescoring.resize_with(out.len(), Rescoring::default);
         let dense = &self.dense;
@@ -102,16 +132,18 @@ impl Scratch {
     pub(crate) fn search_sketch(
         &mut self,
         group: &Group<'_>,
-        plan: Plan,
+        decision: Decision,
         parallel: bool,
         out: &mut [Selection],
     ) {
         let parallel = parallel && group.visible >= PARALLEL_KEYS;
+        self.work = Work::default();
         self.prepare(group);
-        self.first_taus(group);
+        self.first_taus(group, decision);
         loop {
-            let scanned = self.divide(group, plan);
+            let scanned = self.divide(group, decision);
             self.scan(group, parallel);
+            self.work.sketched += scanned as f64;
             for (out, &tau) in out.iter_mut().zip(&self.taus) {
                 if tau < f32::INFINITY {
                     out.stats.scanned += scanned;
@@ -122,9 +154,32 @@ impl Scratch {
                 break;
             }
         }
-        for (out, target) in out.iter().zip(group.targets) {
-            if !target.is_top() {
-                self.history.note_survivors(out.stats.scanned_fraction());
+        self.remember(group, out);
+        let (row, dim) = (4.0 * group.dim() as f64, group.dim() as f64);
+        let clusters = self.work.bounds / group.len() as f64;
+        self.work.bytes =
+            self.work.sketched * (dim + 4.0) + clusters * 3.0 * row + self.work.scored * row;
+    }
+
+    /// Keeps what the next search of this head can use.
+    fn remember(&mut self, group: &Group<'_>, out: &mut [Selection]) {
+        let states = self.rescoring.iter().zip(&self.firsts);
+        for (g, ((rescoring, &first), (out, target))) in
+            states.zip(out.iter_mut().zip(group.targets)).enumerate()
+        {
+            out.stats.first_threshold = first;
+            self.work.scored += out.stats.survivors as f64;
+            match *target {
+                Target::AtLeast { .. } => {
+                    self.history.note_survivors(out.stats.scanned_fraction());
+                }
+                Target::Top { k, .. } => {
+                    let warm = first == FirstThreshold::Previous;
+                    let candidates = out.stats.candidates as f64 / k as f64;
+                    self.history.note_warm(warm.then_some(candidates));
+                    self.history
+                        .remember(g, k, rescoring.survivors(), &out.positions);
+                }
             }
         }
     }
@@ -146,45 +201,57 @@ impl Scratch {
         }
     }
 
-    fn first_taus(&mut self, group: &Group<'_>) {
+    /// The thresholds that the first pass starts from.
+    ///
+    /// For a top-k rule: what the previous step's keys prove of the new query, else what the best clusters prove, else a guess from a
+    /// sample of the sketch.
+    fn first_taus(&mut self, group: &Group<'_>, decision: Decision) {
         self.taus.clear();
-        self.taus
-            .extend(group.targets.iter().map(|target| match *target {
-                Target::AtLeast { tau, .. } => tau,
-                Target::Top { .. } => f32::NEG_INFINITY,
-            }));
+        self.firsts.clear();
+        for target in group.targets {
+            let (tau, first) = match *target {
+                Target::AtLeast { tau, .. } => (tau, FirstThreshold::Given),
+                Target::Top { .. } => (f32::NEG_INFINITY, FirstThreshold::None),
+            };
+            self.taus.push(tau);
+            self.firsts.push(first);
+        }
         let scan = Scan {
             group,
             prepared: &self.prepared,
             offsets: &self.offsets,
         };
+        self.warm.raise(group, &self.history, &mut self.taus);
+        note_raised(&self.taus, &mut self.firsts, FirstThreshold::Previous);
+        if decision.plan == Plan::Tree {
+            self.best_first.raise(&scan, &self.norms, &mut self.taus);
+            self.work.bounds += self.best_first.opened as f64;
+            note_raised(&self.taus, &mut self.firsts, FirstThreshold::BestFirst);
+        }
         self.sample.estimate(&scan, &mut self.taus);
+        note_raised(&self.taus, &mut self.firsts, FirstThreshold::Sample);
     }
 
     /// Divides the tiles that must be read into parts, and counts their visible keys.
-    fn divide(&mut self, group: &Group<'_>, plan: Plan) -> usize {
+    fn divide(&mut self, group: &Group<'_>, decision: Decision) -> usize {
         self.partition.clear();
         self.descent.begin(group.len());
         for (i, visible) in Visible::segments(group.index, group.visible).enumerate() {
-            if plan == Plan::Tree {
-                self.descent.push_tiles(
-                    group,
-                    &visible,
-                    i,
-                    &self.taus,
-                    &self.norms,
-                    &mut self.partition,
-                );
-            } else {
-                self.partition.push(i, 0..visible.tiles());
-            }
+            self.descent.push_tiles(
+                group,
+                &visible,
+                i,
+                decision.depth,
+                (&self.taus, &self.norms),
+                &mut self.partition,
+            );
         }
-        if plan == Plan::Tree {
-            let Descent {
-                opened, skipped, ..
-            } = self.descent;
-            self.history
-                .note_tree(group.visible, group.dim(), opened, skipped);
+        if decision.plan == Plan::Tree {
+            let levels = &self.descent.levels[..decision.depth];
+            let opened: usize = levels.iter().map(|level| level.0).sum();
+            self.work.bounds += (opened * group.len()) as f64;
+            let full = decision.depth == Shape::of(group).depth();
+            self.history.note_descent(levels, full);
         }
         group.visible - self.descent.skipped
     }
@@ -244,7 +311,11 @@ impl Scratch {
     }
 }
 
-/// Whether a visible segment has coarse levels.
-pub(crate) fn has_levels(index: &HierarchicalIndex, visible: usize) -> bool {
-    Visible::segments(index, visible).any(|visible| !visible.segment.levels().is_empty())
+/// Notes where the thresholds came from that are not `-inf` any more.
+fn note_raised(taus: &[f32], firsts: &mut [FirstThreshold], source: FirstThreshold) {
+    for (first, &tau) in firsts.iter_mut().zip(taus) {
+        if *first == FirstThreshold::None && tau > f32::NEG_INFINITY {
+            *first = source;
+        }
+    }
 }

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use crate::config::SearchConfig;
 use crate::error::SearchError;
 use crate::group::{Group, check_queries};
-use crate::plan::{Plan, PlanChoice};
-use crate::scratch::{Scratch, has_levels};
+use crate::plan::{Decision, Plan, PlanChoice, Reason, Shape};
+use crate::scratch::Scratch;
 use crate::selection::Selection;
 use crate::settle::Target;
 
@@ -109,6 +109,7 @@ impl HalfspaceSearcher {
         let mut out = vec![Selection::default(); rows];
         type Group<'a> = (usize, (&'a [f32], &'a mut [Selection]));
         let search = |scratch: &mut Scratch, (i, (queries, out)): Group<'_>| {
+            scratch.forget_keys();
             self.search_group_with(index, queries, index.len(), rule, 0.0, scratch, out)
                 .map_err(|error| error.in_batch(i * BATCH_GROUP))
         };
@@ -140,20 +141,6 @@ impl HalfspaceSearcher {
         k: usize,
     ) -> Result<Selection, SearchError> {
         self.search(index, query, &ThresholdRule::TopK { k })
-    }
-
-    /// How many keys score at least `tau`, at most `max_candidates`.
-    ///
-    /// # Errors
-    /// As [`search`](Self::search).
-    pub fn count_above(
-        &self,
-        index: &HierarchicalIndex,
-        query: &[f32],
-        tau: f32,
-    ) -> Result<usize, SearchError> {
-        let found = self.search(index, query, &ThresholdRule::Fixed { tau })?;
-        Ok(found.len())
     }
 
     /// Searches positions `0..visible` for the queries that share one KV head: one scan serves them all.
@@ -213,33 +200,41 @@ impl HalfspaceSearcher {
             targets: &targets,
             scale,
         };
-        let plan = self.plan(&group, scratch);
-        match plan {
+        let decision = self.decide(&group, scratch);
+        match decision.plan {
             Plan::Dense => scratch.search_dense(&group, self.config.parallel, out),
             Plan::SketchScan | Plan::Tree => {
-                scratch.search_sketch(&group, plan, self.config.parallel, out);
+                scratch.search_sketch(&group, decision, self.config.parallel, out);
             }
         }
         for out in out {
-            out.stats.plan = plan;
+            out.stats.plan = decision.plan;
         }
+        scratch.last = Some(decision);
         scratch.resolving.targets = targets;
         Ok(())
     }
 
     /// The plan asked for, or the cheapest, among those that can be followed.
-    fn plan(&self, group: &Group<'_>, scratch: &mut Scratch) -> Plan {
+    fn decide(&self, group: &Group<'_>, scratch: &mut Scratch) -> Decision {
         // One query that selects every key has every row read, so the others are scored on the way.
         let everything = |target: &Target| target.is_everything(group.visible);
-        if group.index.num_levels() == 0 || group.targets.iter().any(everything) {
-            return Plan::Dense;
+        let dense = |reason| Decision::new(Plan::Dense, 0, reason);
+        if group.index.num_levels() == 0 {
+            return dense(Reason::NoSketch);
+        }
+        if group.targets.iter().any(everything) {
+            return dense(Reason::SelectsAll);
         }
         match self.config.plan {
             PlanChoice::Auto => scratch.choose(group),
-            PlanChoice::Force(Plan::Tree) if !has_levels(group.index, group.visible) => {
-                Plan::SketchScan
+            PlanChoice::Force(plan) => {
+                let depth = Shape::of(group).depth();
+                if plan == Plan::Tree && depth == 0 {
+                    return Decision::new(Plan::SketchScan, 0, Reason::Replaced);
+                }
+                Decision::new(plan, depth, Reason::Forced)
             }
-            PlanChoice::Force(plan) => plan,
         }
     }
 }

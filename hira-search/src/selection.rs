@@ -32,12 +32,53 @@ impl Selection {
         self.positions.is_empty()
     }
 
+    /// The selected keys, in order of position.
+    ///
+    /// # Examples
+    /// ```
+    /// use hira_search::{Hit, Selection};
+    ///
+    /// let selection = Selection { positions: vec![2, 5], scores: vec![1.0, 3.0], ..Selection::default() };
+    /// let best = selection.hits().max_by(|a, b| a.score.total_cmp(&b.score));
+    /// assert_eq!(best, Some(Hit { position: 5, score: 3.0 }));
+    /// ```
+    pub fn hits(&self) -> impl ExactSizeIterator<Item = Hit> + DoubleEndedIterator + '_ {
+        let pairs = self.positions.iter().zip(&self.scores);
+        pairs.map(|(&position, &score)| Hit { position, score })
+    }
+
     pub(crate) fn clear(&mut self) {
         self.positions.clear();
         self.scores.clear();
         self.stats = SearchStats::default();
         self.tail = Tail::default();
     }
+}
+
+/// A selected key.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Hit {
+    /// Its position.
+    pub position: u32,
+    /// Its canonical score.
+    pub score: f32,
+}
+
+/// Where the threshold of the first pass over the sketch came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstThreshold {
+    /// There was none: every key of the first tiles was a candidate (or the plan was dense).
+    #[default]
+    None,
+    /// The rule says it.
+    Given,
+    /// Proven by the keys that survived the previous search.
+    Previous,
+    /// Proven by the keys of the clusters with the highest bounds.
+    BestFirst,
+    /// Guessed from a sample of the sketch; proven afterwards.
+    Sample,
 }
 
 /// Counts of one query's search.
@@ -57,6 +98,8 @@ pub struct SearchStats {
     pub selected: usize,
     /// Plan that answered.
     pub plan: Plan,
+    /// Where the threshold came from that the first pass started with.
+    pub first_threshold: FirstThreshold,
     /// Whether the sampled first threshold was too high, so that the sketch was scanned again.
     pub rescanned: bool,
     /// Whether `max_candidates` cut the selection.

@@ -17,6 +17,8 @@ pub(crate) struct Rescoring {
     /// Rows of the survivors within one segment.
     rows: Vec<u32>,
     bitmap: Vec<u64>,
+    /// Positions that were scored exactly.
+    survivors: Vec<u32>,
     pub(crate) settling: Settling,
 }
 
@@ -31,9 +33,14 @@ pub(crate) enum Outcome {
 
 impl Rescoring {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * (self.lower.capacity() + self.rows.capacity())
+        4 * (self.lower.capacity() + self.rows.capacity() + self.survivors.capacity())
             + 8 * self.bitmap.capacity()
             + self.settling.memory_usage()
+    }
+
+    /// Positions that the last selection scored exactly, ascending.
+    pub(crate) fn survivors(&self) -> &[u32] {
+        &self.survivors
     }
 
     /// Selects for query `g` from the parts' candidates. `skipped` is the weight of keys that no part read, relative to `tau`, the
@@ -71,7 +78,9 @@ impl Rescoring {
         self.map_slots(group, &mut out.positions);
         out.scores.clear();
         out.scores.resize(out.positions.len(), 0.0);
-        self.score(group, g, out);
+        score_rows(group, g, &out.positions, &mut self.rows, &mut out.scores);
+        self.survivors.clear();
+        self.survivors.extend_from_slice(&out.positions);
         settle(target, group.visible, group.scale, &mut self.settling, out);
         // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
         if let Target::Top { .. } = target
@@ -135,30 +144,33 @@ impl Rescoring {
             }
         }
     }
+}
 
-    /// Canonical scores of `out.positions`.
-    fn score(&mut self, group: &Group<'_>, g: usize, out: &mut Selection) {
-        let mut from = 0;
-        for Visible { segment, len } in Visible::segments(group.index, group.visible) {
-            let start = segment.start() as u32;
-            let end = start + len as u32;
-            let to = from + out.positions[from..].partition_point(|&position| position < end);
-            let rows = if start == 0 {
-                &out.positions[from..to]
-            } else {
-                self.rows.clear();
-                self.rows
-                    .extend(out.positions[from..to].iter().map(|&p| p - start));
-                &self.rows
-            };
-            group.kernel.scores_at_into(
-                group.query(g),
-                segment.keys(),
-                rows,
-                &mut out.scores[from..to],
-            );
-            from = to;
-        }
+/// Canonical scores of query `g` with the keys at `positions`, which ascend and are visible; `rows` is a buffer.
+pub(crate) fn score_rows(
+    group: &Group<'_>,
+    g: usize,
+    positions: &[u32],
+    rows: &mut Vec<u32>,
+    scores: &mut [f32],
+) {
+    let mut from = 0;
+    for Visible { segment, len } in Visible::segments(group.index, group.visible) {
+        let start = segment.start() as u32;
+        let end = start + len as u32;
+        let to = from + positions[from..].partition_point(|&position| position < end);
+        let here = if start == 0 {
+            &positions[from..to]
+        } else {
+            rows.clear();
+            rows.extend(positions[from..to].iter().map(|&p| p - start));
+            &rows[..]
+        };
+        let scores = &mut scores[from..to];
+        group
+            .kernel
+            .scores_at_into(group.query(g), segment.keys(), here, scores);
+        from = to;
     }
 }
 

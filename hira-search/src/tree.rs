@@ -2,19 +2,23 @@
 
 use std::ops::Range;
 
-use hira_index::Segment;
+use hira_index::{Level, Segment};
 use hira_kernels::TILE;
 
 use crate::group::Group;
 use crate::partition::Partition;
+use crate::plan::MAX_COARSE;
 use crate::tail;
 use crate::visible::Visible;
 
 /// Buffers and counts of a descent.
 #[derive(Debug, Default)]
 pub(crate) struct Descent {
-    /// Clusters still to be opened: level and index.
-    stack: Vec<(usize, u32)>,
+    /// Runs of clusters to be opened on this level and on the next one.
+    runs: Vec<Range<u32>>,
+    below: Vec<Range<u32>>,
+    /// Bounds of one run, `[queries][clusters]`.
+    run_bounds: Vec<f32>,
     /// One bit a tile of the current segment.
     marks: Vec<u64>,
     /// Slots of pruned clusters of the current segment, and their upper bound for each query.
@@ -22,43 +26,43 @@ pub(crate) struct Descent {
     bounds: Vec<f32>,
     /// For each query, the weight of the keys in tiles that no part reads, relative to its threshold.
     pub(crate) tails: Vec<f64>,
-    /// Cluster bounds computed (one for the whole group counts once).
-    pub(crate) opened: usize,
+    /// Clusters opened and clusters that stayed, on each level.
+    pub(crate) levels: [(usize, usize); MAX_COARSE],
     /// Visible keys in tiles that no part reads.
     pub(crate) skipped: usize,
 }
 
 impl Descent {
     pub(crate) fn memory_usage(&self) -> usize {
-        self.stack.capacity() * size_of::<(usize, u32)>()
+        let ranges = self.runs.capacity() + self.below.capacity() + self.pruned.capacity();
+        ranges * size_of::<Range<u32>>()
             + 8 * (self.marks.capacity() + self.tails.capacity())
-            + self.pruned.capacity() * size_of::<Range<u32>>()
-            + 4 * self.bounds.capacity()
+            + 4 * (self.bounds.capacity() + self.run_bounds.capacity())
     }
 
     /// Starts a pass in which nothing is skipped yet.
     pub(crate) fn begin(&mut self, queries: usize) {
         self.tails.clear();
         self.tails.resize(queries, 0.0);
-        self.opened = 0;
+        self.levels = [(0, 0); MAX_COARSE];
         self.skipped = 0;
     }
 
     /// Pushes the tiles of segment `i` that may hold a key with a score of at least its query's threshold.
     ///
-    /// A cluster is pruned if its outward bound misses the threshold of every query of the group. `norms` are upper bounds
-    /// on the queries' norms.
+    /// A cluster is pruned if its outward bound misses the threshold of every query of the group; of the levels the first `depth` are
+    /// looked at. `norms` are upper bounds on the queries' norms. A query whose threshold is `+inf` takes no part.
     pub(crate) fn push_tiles(
         &mut self,
         group: &Group<'_>,
         visible: &Visible<'_>,
         i: usize,
-        taus: &[f32],
-        norms: &[f32],
+        depth: usize,
+        (taus, norms): (&[f32], &[f32]),
         partition: &mut Partition,
     ) {
         let tiles = visible.tiles();
-        if visible.segment.levels().is_empty() || visible.is_mixed() {
+        if depth == 0 || visible.segment.levels().is_empty() || visible.is_mixed() {
             partition.push(i, 0..tiles);
             return;
         }
@@ -66,7 +70,7 @@ impl Descent {
         self.marks.resize(tiles.div_ceil(64), 0);
         self.pruned.clear();
         self.bounds.clear();
-        self.prune(group, visible, taus, norms);
+        self.prune(group, visible, depth, taus, norms);
         self.count_skipped(group, visible, taus);
         let mut tile = 0;
         while tile < tiles {
@@ -79,33 +83,63 @@ impl Descent {
         }
     }
 
-    /// Descends from the coarsest clusters: marks the tiles of the leaf clusters that stay, and keeps what is pruned.
-    fn prune(&mut self, group: &Group<'_>, visible: &Visible<'_>, taus: &[f32], norms: &[f32]) {
+    /// Descends level by level, a run of neighbouring clusters at a time: marks the tiles of the clusters that stay on the last level, and
+    /// keeps what is pruned.
+    fn prune(
+        &mut self,
+        group: &Group<'_>,
+        visible: &Visible<'_>,
+        depth: usize,
+        taus: &[f32],
+        norms: &[f32],
+    ) {
         let levels = visible.segment.levels();
-        self.stack.clear();
-        self.stack
-            .extend((0..levels[0].len() as u32).map(|cluster| (0, cluster)));
-        while let Some((depth, cluster)) = self.stack.pop() {
-            let level = &levels[depth];
-            let first = self.bounds.len();
-            let mut reached = false;
-            for (g, (&tau, &norm)) in taus.iter().zip(norms).enumerate() {
-                let bound = level.upper_bound(group.kernel, cluster as usize, group.query(g), norm);
-                reached |= bound >= tau;
-                self.bounds.push(bound);
+        let levels = &levels[..depth.min(levels.len())];
+        self.runs.clear();
+        self.runs.push(0..levels[0].len() as u32);
+        for (depth, level) in levels.iter().enumerate() {
+            self.below.clear();
+            for at in 0..self.runs.len() {
+                let run = self.runs[at].clone();
+                self.bound_run(group, level, run.clone(), taus, norms);
+                for (i, cluster) in run.clone().enumerate() {
+                    let bounds = self.run_bounds[i..].iter().step_by(run.len());
+                    if !bounds.clone().zip(taus).any(|(bound, tau)| bound >= tau) {
+                        self.pruned
+                            .push(slots_below(visible.segment, depth, cluster));
+                        self.bounds.extend(bounds);
+                        continue;
+                    }
+                    self.levels[depth].1 += 1;
+                    if depth + 1 == levels.len() {
+                        self.mark(slots_below(visible.segment, depth, cluster), visible.len);
+                    } else {
+                        push_run(&mut self.below, level.children(cluster as usize));
+                    }
+                }
+                self.levels[depth].0 += run.len();
             }
-            self.opened += 1;
-            if !reached {
-                self.pruned
-                    .push(slots_below(visible.segment, depth, cluster));
-                continue;
-            }
-            self.bounds.truncate(first);
-            let children = level.children(cluster as usize);
-            if depth + 1 < levels.len() {
-                self.stack.extend(children.map(|child| (depth + 1, child)));
-            } else {
-                self.mark(children, visible.len);
+            std::mem::swap(&mut self.runs, &mut self.below);
+        }
+    }
+
+    /// Bounds of the clusters `run` for every query, `-inf` for those that take no part.
+    fn bound_run(
+        &mut self,
+        group: &Group<'_>,
+        level: &Level,
+        run: Range<u32>,
+        taus: &[f32],
+        norms: &[f32],
+    ) {
+        let run = run.start as usize..run.end as usize;
+        self.run_bounds.clear();
+        self.run_bounds
+            .resize(taus.len() * run.len(), f32::NEG_INFINITY);
+        let bounds = self.run_bounds.chunks_exact_mut(run.len());
+        for (g, (bounds, (&tau, &norm))) in bounds.zip(taus.iter().zip(norms)).enumerate() {
+            if tau < f32::INFINITY {
+                level.upper_bounds_into(group.kernel, run.clone(), group.query(g), norm, bounds);
             }
         }
     }
@@ -142,6 +176,14 @@ impl Descent {
                 }
             }
         }
+    }
+}
+
+/// Appends a run, to the last one if it follows that.
+fn push_run(runs: &mut Vec<Range<u32>>, run: Range<u32>) {
+    match runs.last_mut() {
+        Some(last) if last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
     }
 }
 

@@ -25,6 +25,13 @@ impl<'a> Visible<'a> {
             })
     }
 
+    /// The `i`-th of them.
+    pub(crate) fn nth(index: &'a HierarchicalIndex, visible: usize, i: usize) -> Option<Self> {
+        let segment = index.segment(i)?;
+        let len = visible.checked_sub(segment.start())?.min(segment.len());
+        (len > 0).then_some(Self { segment, len })
+    }
+
     /// Whether hidden keys are mixed with visible ones in slot order, so that every slot must be looked at.
     pub(crate) fn is_mixed(&self) -> bool {
         self.len < self.segment.len() && self.segment.order().is_some()

@@ -3,6 +3,7 @@
 //! The test matrix is a list of steps (`matrix.rs`), each a function in `steps.rs`; the checks that need no compiler are
 //! `tidy.rs` and `layers.rs`; `shell.rs` runs programs and counts the tests that they report.
 
+mod asan;
 mod bench;
 mod demo;
 mod docs;
@@ -11,6 +12,7 @@ mod layers;
 mod matrix;
 mod samples;
 mod shell;
+mod soak;
 mod source;
 mod steps;
 mod tidy;
@@ -91,6 +93,41 @@ enum Chore {
         flags: Vec<String>,
     },
 
+    /// Check random histories of indexes against brute force, a billion key checks if nothing else is said
+    ///
+    /// Runs the `soak` example of hira-search in release, without Burn: indexes of every shape are
+    /// grown, cut, forked and searched with every plan and rule, and every answer is compared. The
+    /// default of 1e9 key checks takes one to two minutes on two cores, and the first build some
+    /// minutes more. A failure prints the seed, the case and the shortest history found. Everything
+    /// after `soak` is handed to it, such as --checks 1e7 --seconds 60 --seed 1:
+    /// `cargo xtask soak -- --help` lists its flags.
+    #[command(verbatim_doc_comment)]
+    Soak {
+        /// Flags of the soak
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
+    /// Fuzz histories of indexes for a stretch of time, a minute if nothing else is said
+    ///
+    /// Runs the `fuzz` example of hira-search in release, without Burn: strings of bytes are read
+    /// as histories of indexes, those that take a new way are kept and mutated, and every answer is
+    /// compared with brute force. A failing input is written below target/fuzz and can be run again
+    /// with --replay FILE. Everything after `fuzz` is handed to it: `cargo xtask fuzz -- --help`.
+    #[command(verbatim_doc_comment)]
+    Fuzz {
+        /// Flags of the fuzzer, such as --seconds 600
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
+    /// Run the tests of hira-kernels and hira-index under AddressSanitizer
+    ///
+    /// The same as the step `asan` of the test matrix. Needs no nightly toolchain, but a build of
+    /// its own, in target/asan.
+    #[command(verbatim_doc_comment)]
+    Asan,
+
     /// Build the documentation of every crate and print where it is
     Doc {
         /// Open it in the browser
@@ -120,6 +157,9 @@ fn run(cli: Cli) -> Result<bool> {
         Chore::Layers => report("layers", layers::check(&workspace)?),
         Chore::Demo { flags } => demo::run(&workspace, &flags),
         Chore::Bench { quick, flags } => bench::run(&workspace, quick, &flags),
+        Chore::Soak { flags } => soak::run(&workspace, "soak", &flags),
+        Chore::Fuzz { flags } => soak::run(&workspace, "fuzz", &flags),
+        Chore::Asan => asan::run(&workspace),
         Chore::Doc { open } => docs::run(&workspace, open),
     }
 }

@@ -8,7 +8,7 @@
 //! (`TEST_FEATURES`, 11 CPU minutes, shared by every test on Flex, NdArray and Vulkan and by the examples); the check of the
 //! default features takes one more. Every user of a build names the same packages and test targets, because Cargo unifies
 //! features over what is named. Warnings are denied by clippy's and rustdoc's own flags: a changed `RUSTFLAGS` would be one
-//! more build of everything. A step that needs other flags or features (AddressSanitizer, the cores without Burn) names only
+//! more build of everything. A step that needs other flags or features (AddressSanitizer, the soak and the fuzzer in release, the cores without Burn) names only
 //! crates that do not depend on Burn.
 
 use std::{

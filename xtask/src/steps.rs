@@ -5,14 +5,14 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::{
-    docs,
+    asan, docs,
     drivers::{loadable, software_vulkan},
     layers,
     matrix::{Outcome, Run, Step},
     samples,
     shell::Shell,
-    tidy,
-    workspace::{CORES, Workspace, output},
+    soak, tidy,
+    workspace::{CORES, Workspace},
 };
 
 /// Features of the build that only checks: everything there is.
@@ -49,7 +49,21 @@ pub(crate) const ALL: &[Step] = &[
         "tests of the numerical cores, built without Burn",
         cores,
     ),
-    step("asan", "tests of hira-kernels under AddressSanitizer", asan),
+    step(
+        "soak",
+        "random histories of indexes: ten million key checks and more against brute force",
+        soak_step,
+    ),
+    step(
+        "fuzz",
+        "histories from mutated bytes against brute force, for some seconds",
+        fuzz_step,
+    ),
+    step(
+        "asan",
+        "tests of hira-kernels and hira-index under AddressSanitizer",
+        asan_step,
+    ),
     step(
         "clippy",
         "no warning in any target with any feature; CUDA and wgpu compile",
@@ -116,22 +130,19 @@ fn cores(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// AddressSanitizer is an unstable flag that stable compilers have too; it needs a build of its own.
-fn asan(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
-    let host = output(Command::new("rustc").args(["--print", "host-tuple"]))?;
-    let mut test = workspace.cargo("test");
-    test.args([
-        "--package",
-        "hira-kernels",
-        "--lib",
-        "--tests",
-        "--target",
-        host.trim(),
-    ])
-    .env("CARGO_TARGET_DIR", workspace.target().join("asan"))
-    .env("RUSTC_BOOTSTRAP", "1")
-    .env("RUSTFLAGS", "-Zsanitizer=address");
-    shell.run(&mut test)?;
+/// The same cases in every run, so that a failure can be had again; `cargo xtask soak` takes others.
+fn soak_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
+    shell.run(soak::command(workspace, "soak").args(["--checks", "1e8", "--seed", "1"]))?;
+    Ok(Outcome::Passed)
+}
+
+fn fuzz_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
+    shell.run(soak::command(workspace, "fuzz").args(["--seconds", "15"]))?;
+    Ok(Outcome::Passed)
+}
+
+fn asan_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
+    shell.run(&mut asan::command(workspace)?)?;
     Ok(Outcome::Passed)
 }
 

@@ -155,7 +155,7 @@ fn check_manifest(file: &Path, text: &str) -> Vec<String> {
     findings
 }
 
-/// `cargo xtask CHORE`, `--only STEP` and `--bin NAME` in a document that do not exist.
+/// `cargo xtask CHORE`, `--only STEP`, `--bin NAME` and `--example NAME` in a document that do not exist.
 fn check_commands(workspace: &Workspace, document: &str, text: &str) -> Vec<String> {
     let cli = Cli::command();
     let chores: Vec<_> = cli
@@ -170,6 +170,7 @@ fn check_commands(workspace: &Workspace, document: &str, text: &str) -> Vec<Stri
         ("cargo xtask ", chores),
         ("--only ", steps),
         ("--bin ", workspace.binaries()),
+        ("--example ", workspace.examples()),
     ];
     let mut findings = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

@@ -90,7 +90,19 @@ impl Workspace {
 
     /// The binaries of hira-examples: a file or folder each in `examples/src/bin`.
     pub(crate) fn binaries(&self) -> Vec<String> {
-        let Ok(entries) = self.root.join("examples/src/bin").read_dir() else {
+        self.stems("examples/src/bin")
+    }
+
+    /// What of hira-search can be run with `--example`: its own, and the one in the folder of the other examples.
+    pub(crate) fn examples(&self) -> Vec<String> {
+        let mut names = self.stems("hira-search/examples");
+        names.push("candidates".into());
+        names
+    }
+
+    /// The names in a folder without what follows their last dot, sorted; none if it cannot be read.
+    fn stems(&self, folder: &str) -> Vec<String> {
+        let Ok(entries) = self.root.join(folder).read_dir() else {
             return Vec::new();
         };
         let stem = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_string());

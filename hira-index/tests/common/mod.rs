@@ -4,7 +4,11 @@
     reason = "every test file is a crate of its own and uses a part"
 )]
 
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{
+    BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig,
+    KMeansBuilder, KMeansStart, KdAxis, KdTreeBuilder, RandomizedBuilder, RebuildTrigger,
+    RebuildUpdater, UpdateConfig,
+};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -91,4 +95,62 @@ pub(crate) fn kind() -> impl Strategy<Value = Kind> {
 
 pub(crate) fn dim() -> impl Strategy<Value = usize> {
     prop::sample::select(&[1usize, 3, 16, 64, 80, 128][..])
+}
+
+/// Every builder, with settings off their defaults among them.
+pub(crate) fn builders() -> Vec<BuilderConfig> {
+    vec![
+        BuilderConfig::default(),
+        BuilderConfig::KMeans(KMeansBuilder {
+            start: KMeansStart::Random,
+            max_iterations: 3,
+            nredo: 2,
+            spherical: true,
+            seed: 7,
+            ..KMeansBuilder::default()
+        }),
+        BuilderConfig::Randomized(RandomizedBuilder::default()),
+        BuilderConfig::KdTree(KdTreeBuilder {
+            axis: KdAxis::MaxVariance,
+        }),
+        BuilderConfig::KdTree(KdTreeBuilder {
+            axis: KdAxis::Principal,
+        }),
+        BuilderConfig::Chunk,
+    ]
+}
+
+pub(crate) fn builder() -> impl Strategy<Value = BuilderConfig> {
+    prop::sample::select(builders())
+}
+
+/// Every updater, so small that a few hundred keys make it do everything it does.
+pub(crate) fn updates() -> Vec<UpdateConfig> {
+    let rebuild = |trigger| UpdateConfig::Rebuild(RebuildUpdater { trigger });
+    let incremental = |every, rebuild_every| {
+        UpdateConfig::Incremental(IncrementalUpdater {
+            every,
+            rebuild_every,
+        })
+    };
+    vec![
+        UpdateConfig::Seal,
+        rebuild(RebuildTrigger::Always),
+        rebuild(RebuildTrigger::EveryN { n: 10 }),
+        rebuild(RebuildTrigger::Growth { ratio: 0.3 }),
+        incremental(1, 1000),
+        incremental(6, 4),
+        UpdateConfig::Dynamic(DynamicUpdater {
+            base: 8,
+            ratio: 2.0,
+        }),
+        UpdateConfig::Dynamic(DynamicUpdater {
+            base: 5,
+            ratio: 1.5,
+        }),
+    ]
+}
+
+pub(crate) fn update() -> impl Strategy<Value = UpdateConfig> {
+    prop::sample::select(updates())
 }

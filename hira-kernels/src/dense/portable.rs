@@ -5,7 +5,7 @@ use crate::lanes::tree;
 
 /// The token of the portable kernel.
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 /// `[f(0), f(1), f(2), f(3)]`.
 #[inline(always)]

@@ -11,10 +11,10 @@ use crate::exp::{EXP, LN2_HI, LN2_LO, LOG2_E, UNDERFLOW};
 const ROUND: f32 = 12_582_912.0;
 
 /// Sixteen lanes: the first `16 / LANES` of these registers.
-pub(super) type Block<S> = [<S as Simd>::V; 4];
+pub(crate) type Block<S> = [<S as Simd>::V; 4];
 
 /// One register of `LANES` f32 values and the operations on it.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// A register.
     type V: Copy;
     /// Lanes in a register; divides 16.
@@ -67,7 +67,7 @@ pub(super) trait Simd: Copy {
 
 /// Sixteen zeros.
 #[inline(always)]
-pub(super) fn zeros<S: Simd>(simd: S) -> Block<S> {
+pub(crate) fn zeros<S: Simd>(simd: S) -> Block<S> {
     [simd.splat(0.0); 4]
 }
 
@@ -76,7 +76,7 @@ pub(super) fn zeros<S: Simd>(simd: S) -> Block<S> {
 /// Lanes below the underflow limit, `-inf` among them, go through the polynomial as well and are then replaced by 0.
 /// Positive arguments give a meaningless value, possibly NaN, and nothing worse.
 #[inline(always)]
-pub(super) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
+pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
     let round = simd.splat(ROUND);
     let power = simd.add(simd.mul(x, simd.splat(LOG2_E)), round);
     let whole = simd.sub(power, round);

@@ -4,16 +4,16 @@ use super::simd::Simd;
 
 /// `R` streams of scalars: element `t` of stream `i` is `from[i][t * step]`.
 #[derive(Clone, Copy)]
-pub(super) struct Streams<const R: usize> {
-    pub(super) from: [*const f32; R],
-    pub(super) step: usize,
+pub(crate) struct Streams<const R: usize> {
+    pub(crate) from: [*const f32; R],
+    pub(crate) step: usize,
 }
 
 /// Rows of registers: register `v` of row `t` starts at `from[t * step + v * LANES]`.
 #[derive(Clone, Copy)]
-pub(super) struct Panel {
-    pub(super) from: *const f32,
-    pub(super) step: usize,
+pub(crate) struct Panel {
+    pub(crate) from: *const f32,
+    pub(crate) step: usize,
 }
 
 /// `out[i][v] = sum over t < count of stream i, element t, times register v of panel row t`.
@@ -25,7 +25,7 @@ pub(super) struct Panel {
 /// # Safety
 /// For every `t < count`, element `t` of every stream and `V` registers of panel row `t` are readable.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
+pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
     simd: S,
     streams: Streams<R>,
     panel: Panel,

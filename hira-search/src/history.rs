@@ -1,0 +1,167 @@
+//! What a head's searches leave for the next one: counts for the cost model, and keys for the first threshold.
+
+use crate::plan::MAX_COARSE;
+
+/// Weight of a new measurement in a moving average.
+const RECENT: f64 = 0.125;
+/// Keys remembered for each one wanted; where more survived, only the selected ones are.
+const REMEMBERED: usize = 3;
+/// A first threshold from the keys of the previous step is used while it leaves at most this many candidates for each key wanted. A
+/// sample of the sketch leaves about 2 and costs as much.
+const MAX_CANDIDATES: f64 = 3.0;
+/// Searches between two tries of what did not pay.
+const RETRY: u32 = 32;
+
+/// What is remembered from one search of a KV head to the next. It changes speed, never an answer.
+///
+/// Keep one for each head, as small as it is (a few numbers, and the positions of the last survivors of each query), and lend it to the
+/// [`Scratch`](crate::Scratch) with [`Scratch::swap_history`](crate::Scratch::swap_history): scratch can then be shared by heads while
+/// plans and first thresholds are those of the head. Any history is right for any index: positions that an index does not have are passed over.
+#[derive(Debug, Clone)]
+pub struct SearchHistory {
+    /// Exactly scored keys over visible keys, for fixed thresholds; a moving average.
+    survivors: f64,
+    /// Clusters that stayed over clusters opened, on each coarse level; moving averages, 1 before the first measurement.
+    passed: [f64; MAX_COARSE],
+    /// Searches since the last tree plan that descended all levels.
+    since_tree: u32,
+    /// For each query of the group, ascending positions of the keys that survived its last search.
+    previous: Vec<Vec<u32>>,
+    /// Candidates for each key wanted when the first threshold came from `previous`; a moving average.
+    warm_candidates: f64,
+    /// Searches since `previous` gave a first threshold.
+    since_warm: u32,
+}
+
+impl Default for SearchHistory {
+    fn default() -> Self {
+        Self {
+            survivors: 0.02,
+            passed: [1.0; MAX_COARSE],
+            since_tree: u32::MAX,
+            previous: Vec::new(),
+            warm_candidates: 0.0,
+            since_warm: 0,
+        }
+    }
+}
+
+impl SearchHistory {
+    /// Searches between two tries of a tree plan that does not pay.
+    pub(crate) const PROBE_EVERY: u32 = 256;
+
+    /// Bytes held.
+    pub fn memory_usage(&self) -> usize {
+        let positions: usize = self.previous.iter().map(Vec::capacity).sum();
+        4 * positions + self.previous.capacity() * size_of::<Vec<u32>>()
+    }
+
+    /// Forgets the keys of the last search: for queries that are not the next step of the same heads.
+    pub fn forget_keys(&mut self) {
+        self.previous.iter_mut().for_each(Vec::clear);
+    }
+
+    pub(crate) fn survivors(&self) -> f64 {
+        self.survivors
+    }
+
+    /// Share of the opened clusters that coarse level `level` leaves.
+    pub(crate) fn passed(&self, level: usize) -> f64 {
+        self.passed[level]
+    }
+
+    /// Counts a search, and says whether the coarse levels are to be measured by it.
+    pub(crate) fn tree_is_due(&mut self) -> bool {
+        self.since_tree = self.since_tree.saturating_add(1);
+        self.since_tree > Self::PROBE_EVERY
+    }
+
+    /// Notes how many clusters were opened and how many stayed on each level that was descended; `full` if these are all.
+    pub(crate) fn note_descent(&mut self, levels: &[(usize, usize)], full: bool) {
+        let first = self.since_tree == u32::MAX;
+        for (passed, &(opened, stayed)) in self.passed.iter_mut().zip(levels) {
+            if opened > 0 {
+                let share = stayed as f64 / opened as f64;
+                *passed += (share - *passed) * if first { 1.0 } else { RECENT };
+            }
+        }
+        if full {
+            self.since_tree = 0;
+        }
+    }
+
+    /// Notes the fraction of keys that a fixed threshold left to be scored.
+    pub(crate) fn note_survivors(&mut self, fraction: f64) {
+        self.survivors += (fraction - self.survivors) * RECENT;
+    }
+
+    /// Remembered positions of query `g` below `visible`, if they are as many as `k` and worth a try.
+    pub(crate) fn previous(&self, g: usize, k: usize, visible: usize) -> Option<&[u32]> {
+        if self.warm_candidates > MAX_CANDIDATES && self.since_warm < RETRY {
+            return None;
+        }
+        let positions = self.previous.get(g)?;
+        let seen = &positions[..positions.partition_point(|&p| (p as usize) < visible)];
+        (seen.len() >= k).then_some(seen)
+    }
+
+    /// Notes what a first threshold from the remembered keys left, for each key wanted; `None` if another was used.
+    pub(crate) fn note_warm(&mut self, candidates: Option<f64>) {
+        match candidates {
+            Some(candidates) => {
+                self.warm_candidates += (candidates - self.warm_candidates) * RECENT;
+                self.since_warm = 0;
+            }
+            None => self.since_warm = self.since_warm.saturating_add(1),
+        }
+    }
+
+    /// Remembers the ascending positions of query `g`'s survivors, or those selected if they are many.
+    pub(crate) fn remember(&mut self, g: usize, k: usize, survivors: &[u32], selected: &[u32]) {
+        if self.previous.len() <= g {
+            self.previous.resize_with(g + 1, Vec::new);
+        }
+        let many = survivors.len() > k.saturating_mul(REMEMBERED);
+        self.previous[g].clear();
+        self.previous[g].extend_from_slice(if many { selected } else { survivors });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remembered_keys_are_visible_and_enough() {
+        let mut history = SearchHistory::default();
+        assert_eq!(history.previous(0, 1, 10), None);
+        history.remember(1, 2, &[1, 4, 8], &[1, 4]);
+        assert_eq!(history.previous(1, 2, 10), Some(&[1, 4, 8][..]));
+        assert_eq!(history.previous(1, 2, 8), Some(&[1, 4][..]));
+        assert_eq!(history.previous(1, 3, 8), None);
+        assert_eq!(history.previous(0, 1, 10), None);
+        history.remember(1, 1, &[1, 4, 8, 9], &[4]);
+        assert_eq!(history.previous(1, 1, 10), Some(&[4][..]));
+        history.forget_keys();
+        assert_eq!(history.previous(1, 1, 10), None);
+    }
+
+    #[test]
+    fn a_loose_first_threshold_is_retried_now_and_then() {
+        let mut history = SearchHistory::default();
+        history.remember(0, 1, &[3], &[3]);
+        for _ in 0..8 {
+            history.note_warm(Some(20.0));
+        }
+        let mut passed = 0;
+        while history.previous(0, 1, 10).is_none() {
+            history.note_warm(None);
+            passed += 1;
+        }
+        assert_eq!(passed, RETRY);
+        for _ in 0..20 {
+            history.note_warm(Some(1.5));
+        }
+        assert!(history.previous(0, 1, 10).is_some());
+    }
+}
