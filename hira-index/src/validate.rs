@@ -16,7 +16,8 @@ impl HierarchicalIndex {
     /// Proves the invariants that a search relies on, or names one that does not hold.
     ///
     /// Segments follow each other without a gap; keys may be stored; the sketch is what its keys give, and its
-    /// intervals contain their scores for a sample of queries; the sampled positions are those of a sample that was made anew; slots are a permutation of positions; clusters nest and
+    /// intervals contain their scores for a sample of queries; the sampled positions are
+    /// those of a sample made anew; slots are a permutation of positions; clusters nest and
     /// cover their segment; balls and boxes contain their members, and their bounds are not below the members' scores.
     ///
     /// # Complexity
