@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Parser, ValueEnum};
 use hira_attention::HiraAttentionConfig;
+use hira_threshold::ThresholdRule;
 
 use crate::device::DeviceName;
 use crate::fetch::SMOLLM2;
@@ -19,7 +20,7 @@ use crate::llama::AttentionChoice;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "llama", version)]
 #[command(group = ArgGroup::new("input").args(["prompt", "prompt_file", "prompt_ids"]))]
-#[command(group = ArgGroup::new("rule").args(["top_k_keys", "percentile", "threshold"]))]
+#[command(group = ArgGroup::new("selection").args(["rule", "top_k_keys", "percentile", "threshold"]))]
 pub struct Arguments {
     /// A .gguf file, a Hugging Face folder, or `smollm2`, which is fetched once and kept.
     #[arg(long, value_name = "PATH|smollm2", default_value = SMOLLM2)]
@@ -54,6 +55,10 @@ pub struct Arguments {
     /// The attention to run.
     #[arg(long, value_enum, default_value_t = AttentionName::Hira)]
     pub attention: AttentionName,
+    /// Attend to the keys that a rule selects: fixed=SCORE, top-k=K, percentile=PERCENT, or one that sets its threshold by a sample of
+    /// the keys: adaptive=C, sample-max, sample-top-k=K, sample-mean-max=WEIGHT, sample-gap, budget=PERCENT.
+    #[arg(long, value_name = "RULE")]
+    pub rule: Option<ThresholdRule>,
     /// Attend to this many keys of highest score.
     #[arg(long, value_name = "K")]
     pub top_k_keys: Option<usize>,
@@ -115,6 +120,7 @@ impl Arguments {
         if self.attention == AttentionName::Dense {
             let given = [
                 (self.config.is_some(), "--config"),
+                (self.rule.is_some(), "--rule"),
                 (self.top_k_keys.is_some(), "--top-k-keys"),
                 (self.percentile.is_some(), "--percentile"),
                 (self.threshold.is_some(), "--threshold"),
@@ -129,6 +135,9 @@ impl Arguments {
                 .with_context(|| format!("cannot use {}", path.display()))?,
             None => HiraAttentionConfig::new(),
         };
+        if let Some(rule) = self.rule {
+            config = config.with_rule(rule);
+        }
         if let Some(k) = self.top_k_keys {
             config = config.with_top_k(k);
         }
@@ -171,8 +180,6 @@ impl Arguments {
 
 #[cfg(test)]
 mod tests {
-    use hira_threshold::ThresholdRule;
-
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Arguments, clap::Error> {
@@ -206,6 +213,21 @@ mod tests {
                 tau: f32::NEG_INFINITY
             }
         );
+        for (word, expected) in [
+            ("top-k=32", ThresholdRule::TopK { k: 32 }),
+            ("fixed=-1.5", ThresholdRule::Fixed { tau: -1.5 }),
+            ("adaptive=-0.5", ThresholdRule::Adaptive { c: -0.5 }),
+            ("sample-max", ThresholdRule::SampleMax),
+            ("sample-top-k=9", ThresholdRule::SampleTopK { k: 9 }),
+            (
+                "sample-mean-max=0.25",
+                ThresholdRule::SampleMeanMax { weight: 0.25 },
+            ),
+            ("sample-gap", ThresholdRule::SampleGap),
+            ("budget=3", ThresholdRule::Budget { percent: 3.0 }),
+        ] {
+            assert_eq!(rule(&["--prompt", "x", "--rule", word]), expected);
+        }
     }
 
     #[test]
@@ -236,6 +258,9 @@ mod tests {
             &["--prompt-ids", "x", "--chat"],
             &["--prompt", "x", "--top-k-keys", "3", "--percentile", "5"],
             &["--prompt", "x", "--device", "abacus"],
+            &["--prompt", "x", "--rule", "top-k=3", "--percentile", "5"],
+            &["--prompt", "x", "--rule", "top-k=0"],
+            &["--prompt", "x", "--rule", "sample-max=3"],
         ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }
@@ -247,6 +272,16 @@ mod tests {
                 .to_string()
                 .contains("--threshold")
         );
+        let dense = [
+            "--prompt",
+            "x",
+            "--attention",
+            "dense",
+            "--rule",
+            "sample-gap",
+        ];
+        let refused = parse(&dense).unwrap().attention().unwrap_err();
+        assert!(refused.to_string().contains("--rule"));
         assert!(parse(&["--chat", "--json"]).unwrap().prompt().is_err());
         let refused = parse(&["--prompt", "x", "--percentile", "0"]).unwrap();
         assert!(refused.attention().is_err());

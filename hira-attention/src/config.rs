@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use hira_cache::{CacheConfig, HiraCache};
-use hira_index::{IndexConfig, UpdateStrategy};
+use hira_index::{IndexConfig, SampleConfig, UpdateStrategy};
 use hira_kernels::Kernel;
 use hira_memory::{Budget, MemoryPolicy};
-use hira_threshold::ThresholdRule;
+use hira_threshold::{Threshold, ThresholdRule};
 use serde::{Deserialize, Serialize};
 
 use crate::{AttentionError, ConfigError, HostAttention};
@@ -23,6 +23,18 @@ pub enum ThresholdStrategy {
     Percentile,
     /// Every key whose score reaches `threshold`.
     Fixed,
+    /// Every key whose score reaches `mean + adaptive_c * std` of the sampled scores.
+    Adaptive,
+    /// Every key whose score reaches the largest of the sampled ones.
+    SampleMax,
+    /// About `top_k` keys: those that reach the sampled score of the corresponding rank.
+    SampleTopK,
+    /// Every key whose score reaches `mean + sample_weight * (max - mean)` of the sampled scores.
+    SampleMeanMax,
+    /// Every key above the widest gap in the upper half of the sampled scores.
+    SampleGap,
+    /// About `budget_percent` percent of the visible keys: those that reach that quantile of the sampled scores.
+    Budget,
 }
 
 /// Who decides between the dense and the sparse plan.
@@ -77,15 +89,26 @@ pub struct HiraAttentionConfig {
     pub num_levels: usize,
     /// Children of a cluster. Default 32.
     pub branching_factor: usize,
-    /// Which keys a query attends to. Default `"top_k"`.
+    /// Which keys a query attends to. Default `"top_k"`. The strategies from `"adaptive"` on set a threshold from the scores of
+    /// sampled keys, once a query; what each can and cannot promise is said at [`ThresholdRule`].
     pub threshold_strategy: ThresholdStrategy,
-    /// Keys per query for `"top_k"`. Default 256.
+    /// Keys per query for `"top_k"`, and to aim at for `"sample_top_k"`. Default 256.
     pub top_k: usize,
     /// Percent of the visible keys for `"percentile"`, in `(0, 100]`. Default 2.
     pub percentile: f32,
     /// The score (`q . k`, unscaled) to reach for `"fixed"`; `-inf` selects every key.
     #[serde(with = "score_form")]
     pub threshold: Option<f32>,
+    /// Standard deviations above the mean for `"adaptive"`, finite. Default 2.
+    pub adaptive_c: f32,
+    /// Where the threshold lies for `"sample_mean_max"`: 0 is the mean of the sample, 1 its largest score. Default 0.5.
+    pub sample_weight: f32,
+    /// Percent of the visible keys to aim at for `"budget"`, in `(0, 100]`. Default 2.
+    pub budget_percent: f32,
+    /// Keys that the cache samples, for the strategies that look at a sample, 0 to 65536. Those need at least 1. Default 256.
+    pub sample_size: usize,
+    /// Seed of the choice of sampled keys. Default 0.
+    pub sample_seed: u64,
     /// At most this many keys per query, the best by score. Default: no limit.
     pub max_candidates: Option<usize>,
     /// How the coarse levels follow appended keys. Default `"rebuild"`.
@@ -142,6 +165,11 @@ impl Default for HiraAttentionConfig {
             top_k: 256,
             percentile: 2.0,
             threshold: None,
+            adaptive_c: 2.0,
+            sample_weight: 0.5,
+            budget_percent: 2.0,
+            sample_size: SampleConfig::default().size,
+            sample_seed: SampleConfig::default().seed,
             max_candidates: None,
             update_strategy: UpdateStrategy::Rebuild,
             memory_policy: MemoryPolicy::default(),
@@ -197,6 +225,53 @@ impl HiraAttentionConfig {
     pub fn with_threshold(mut self, threshold: f32) -> Self {
         self.threshold_strategy = ThresholdStrategy::Fixed;
         self.threshold = Some(threshold);
+        self
+    }
+
+    /// Selects by this rule: sets `threshold_strategy` and the key that belongs to it.
+    ///
+    /// ```
+    /// use hira_attention::{HiraAttentionConfig, ThresholdStrategy};
+    ///
+    /// let config = HiraAttentionConfig::new().with_rule("budget=1.5".parse()?);
+    /// assert_eq!(config.threshold_strategy, ThresholdStrategy::Budget);
+    /// assert_eq!(config.budget_percent, 1.5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_rule(mut self, rule: ThresholdRule) -> Self {
+        self.threshold_strategy = match rule {
+            ThresholdRule::Fixed { tau } => {
+                self.threshold = Some(tau);
+                ThresholdStrategy::Fixed
+            }
+            ThresholdRule::TopK { k } => {
+                self.top_k = k;
+                ThresholdStrategy::TopK
+            }
+            ThresholdRule::Percentile { percent } => {
+                self.percentile = percent;
+                ThresholdStrategy::Percentile
+            }
+            ThresholdRule::Adaptive { c } => {
+                self.adaptive_c = c;
+                ThresholdStrategy::Adaptive
+            }
+            ThresholdRule::SampleMax => ThresholdStrategy::SampleMax,
+            ThresholdRule::SampleTopK { k } => {
+                self.top_k = k;
+                ThresholdStrategy::SampleTopK
+            }
+            ThresholdRule::SampleMeanMax { weight } => {
+                self.sample_weight = weight;
+                ThresholdStrategy::SampleMeanMax
+            }
+            ThresholdRule::SampleGap => ThresholdStrategy::SampleGap,
+            ThresholdRule::Budget { percent } => {
+                self.budget_percent = percent;
+                ThresholdStrategy::Budget
+            }
+        };
         self
     }
 
@@ -329,12 +404,25 @@ impl HiraAttentionConfig {
                 self.segment_len as f64,
             );
         }
-        if !(self.percentile > 0.0 && self.percentile <= 100.0) {
-            return value(
-                "percentile",
-                "must be above 0 and at most 100",
-                f64::from(self.percentile),
-            );
+        for (key, percent) in [
+            ("percentile", self.percentile),
+            ("budget_percent", self.budget_percent),
+        ] {
+            if !(percent > 0.0 && percent <= 100.0) {
+                let received = f64::from(percent);
+                return value(key, "must be above 0 and at most 100", received);
+            }
+        }
+        if !self.adaptive_c.is_finite() {
+            return value("adaptive_c", "must be finite", f64::from(self.adaptive_c));
+        }
+        if !(0.0..=1.0).contains(&self.sample_weight) {
+            let received = f64::from(self.sample_weight);
+            return value("sample_weight", "must be from 0 to 1", received);
+        }
+        if self.sample_size > SampleConfig::MAX_SIZE {
+            let received = self.sample_size as f64;
+            return value("sample_size", "must be at most 65536", received);
         }
         if let Some(threshold) = self.threshold
             && (threshold.is_nan() || threshold == f32::INFINITY)
@@ -358,7 +446,13 @@ impl HiraAttentionConfig {
             );
         }
         self.memory_policy.validate()?;
-        self.rule()?.validate()?;
+        let rule = self.rule()?;
+        rule.validate()?;
+        // Without a sample such a rule would select every key, which is dense attention by a detour.
+        if rule.needs_sample() && self.sample_size == 0 {
+            let requirement = "must be at least 1 for a sampled threshold_strategy";
+            return value("sample_size", requirement, 0.0);
+        }
         self.kernel()?;
         Ok(())
     }
@@ -381,6 +475,16 @@ impl HiraAttentionConfig {
                     strategy: "fixed",
                 }),
             },
+            ThresholdStrategy::Adaptive => Ok(ThresholdRule::Adaptive { c: self.adaptive_c }),
+            ThresholdStrategy::SampleMax => Ok(ThresholdRule::SampleMax),
+            ThresholdStrategy::SampleTopK => Ok(ThresholdRule::SampleTopK { k: self.top_k }),
+            ThresholdStrategy::SampleMeanMax => Ok(ThresholdRule::SampleMeanMax {
+                weight: self.sample_weight,
+            }),
+            ThresholdStrategy::SampleGap => Ok(ThresholdRule::SampleGap),
+            ThresholdStrategy::Budget => Ok(ThresholdRule::Budget {
+                percent: self.budget_percent,
+            }),
         }
     }
 
@@ -435,6 +539,10 @@ impl HiraAttentionConfig {
             segment_len: self.segment_len,
             min_coarse_len: self.min_coarse_len,
             update: self.update_strategy,
+            sample: SampleConfig {
+                size: self.sample_size,
+                seed: self.sample_seed,
+            },
             ..IndexConfig::default()
         });
         config.kernel = self.kernel()?;

@@ -2,7 +2,7 @@
 
 use crate::{HeadPlan, HiraAttentionConfig, PlanPolicy};
 use hira_cache::SparseHistory;
-use hira_threshold::ThresholdRule;
+use hira_threshold::{Threshold, ThresholdRule};
 
 /// What a gathered row costs beyond its own bytes, in bytes of streaming: a cold 256-byte row takes 25 to 30 ns where
 /// memory streams at about 20 GB/s, so 512 bytes, 256 of them its own.
@@ -41,7 +41,9 @@ pub(crate) struct Step {
 ///
 /// Costs are in bytes of streaming, weighed by what was measured. Dense reads every exact key and value once for the group. Sparse reads the sketch once
 /// (`D` code bytes and 4 of scale and residual a key), then gathers a key row for each survivor and a value row for each
-/// attended key, query by query.
+/// attended key, query by query. A sampled rule has its sample scored first, a key row each for the whole group.
+///
+/// A rule that does not say how many keys it selects is judged by the survivors of recent steps.
 pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: Step) -> HeadPlan {
     match config.plan {
         PlanPolicy::Dense => return HeadPlan::Dense,
@@ -72,7 +74,7 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     let survivors = match (step.history, count) {
         (Some(history), _) => history.survivor_fraction * visible,
         (None, Some(count)) => EXPECTED_SURVIVORS * count as f64,
-        // a fixed threshold that was never tried: try it
+        // a threshold, given or sampled, that was never tried: try it
         (None, None) => return HeadPlan::Sparse,
     };
     let selected = count.map_or(survivors, |count| (count as f64).min(survivors));
@@ -83,7 +85,12 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     let dense = visible * (key_row + value_row);
     let gathered = survivors * (key_row + overhead) + attended * (value_row + overhead);
     let scanned = visible * (step.dim + 4) as f64;
-    let sparse = SPARSE_START + SPARSE_WEIGHT * (scanned + step.group as f64 * gathered);
+    let sampled = if rule.needs_sample() {
+        config.sample_size.min(step.visible) as f64 * (key_row + overhead)
+    } else {
+        0.0
+    };
+    let sparse = SPARSE_START + SPARSE_WEIGHT * (scanned + sampled + step.group as f64 * gathered);
     if sparse < dense {
         HeadPlan::Sparse
     } else {
@@ -141,6 +148,29 @@ mod tests {
         assert_eq!(plan(rule, step(8191, Some(0.6))), HeadPlan::Dense);
         assert_eq!(plan(rule, step(8192, Some(0.6))), HeadPlan::Sparse);
         assert_eq!(plan(rule, step(8191, None)), HeadPlan::Sparse);
+    }
+
+    #[test]
+    fn sampled_rules_are_tried_and_then_judged_by_their_survivors() {
+        for rule in [
+            ThresholdRule::SampleMax,
+            ThresholdRule::Adaptive { c: 2.0 },
+            ThresholdRule::SampleTopK { k: 256 },
+        ] {
+            assert_eq!(plan(rule, step(8191, None)), HeadPlan::Sparse);
+            assert_eq!(plan(rule, step(8191, Some(0.03))), HeadPlan::Sparse);
+            assert_eq!(plan(rule, step(8191, Some(0.6))), HeadPlan::Dense);
+            assert_eq!(plan(rule, step(8192, Some(0.6))), HeadPlan::Sparse);
+            assert_eq!(plan(rule, step(512, None)), HeadPlan::Dense);
+        }
+        // 4,096 rows cost as much to sample as what the scan saves
+        let mut large = HiraAttentionConfig::new();
+        large.sample_size = 4096;
+        let step = step(8191, Some(0.03));
+        let rule = ThresholdRule::SampleMax;
+        assert_eq!(choose(&large, &rule, step), HeadPlan::Dense);
+        let top = ThresholdRule::TopK { k: 256 };
+        assert_eq!(choose(&large, &top, step), HeadPlan::Sparse);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use hira_attention::{
     PlanPolicy,
 };
 use hira_cache::CacheError;
+use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
+use hira_threshold::{Cut, RuleInput, Threshold, ThresholdRule};
 use proptest::prelude::*;
 
 const SHAPE: Shape = Shape {
@@ -189,6 +191,78 @@ fn top_k_attends_to_the_top_keys_the_sinks_and_the_window_with_a_valid_certifica
                 assert!(distance(answer, &dense) <= f64::from(worst_error));
             });
         }
+    }
+}
+
+/// A sampled rule attends to the keys that reach its threshold, which is found here from the same positions.
+#[test]
+fn sampled_rules_attend_to_the_keys_that_reach_their_threshold() {
+    let problem = Problem::random(12, SHAPE, 150);
+    let sample = SampleConfig { size: 24, seed: 5 };
+    let mut positions_only =
+        HierarchicalIndex::new(IndexConfig::new(1).with_sample(sample)).unwrap();
+    positions_only.append(&[0.0; 150]).unwrap();
+    for rule in [
+        ThresholdRule::Adaptive { c: 1.0 },
+        ThresholdRule::SampleMax,
+        ThresholdRule::SampleTopK { k: 20 },
+        ThresholdRule::SampleMeanMax { weight: 0.6 },
+        ThresholdRule::SampleGap,
+        ThresholdRule::Budget { percent: 10.0 },
+    ] {
+        let config = HiraAttentionConfig {
+            use_hira_during_prefill: true,
+            sample_size: sample.size,
+            sample_seed: sample.seed,
+            segment_len: 64,
+            ..HiraAttentionConfig::new()
+                .with_rule(rule)
+                .with_sinks_and_window(1, 2)
+                .with_plan(PlanPolicy::Sparse)
+        };
+        let (out, reports) = run(&config, &problem, &[100, 25, 25]);
+        let worst = |bound: fn(&AttentionReport) -> f32| {
+            f64::from(reports.iter().map(bound).fold(0.0, f32::max))
+        };
+        let (mut left_out, mut skipped) = (0, 0);
+        for_each_query(SHAPE, 150, |sequence, head, token, at| {
+            let scores = problem.scores(sequence, head, token);
+            let visible = scores.len();
+            let mut positions = Vec::new();
+            positions_only.sample_positions(visible, &mut positions);
+            let sample: Vec<f32> = positions
+                .iter()
+                .map(|&p| scores[p as usize] as f32)
+                .collect();
+            let Cut::AtLeast { tau } = rule.cut(&RuleInput {
+                visible,
+                sample: &sample,
+            }) else {
+                panic!("a sampled rule sets a threshold");
+            };
+            // The canonical score is an f32: of a key this near, only the one that gave tau is known to reach it.
+            let near: Vec<f64> = scores
+                .iter()
+                .copied()
+                .filter(|score| (score - f64::from(tau)).abs() < 1e-4)
+                .collect();
+            if near.len() > 1 || near.iter().any(|&score| score as f32 != tau) {
+                skipped += 1;
+                return;
+            }
+            let keep = |j: usize| j < 1 || j + 2 >= visible || scores[j] >= f64::from(tau) - 1e-4;
+            let answer = &out[at..at + SHAPE.value_dim];
+            let (expected, dropped) = problem.attend(sequence, head, token, 0.25, |j, _| keep(j));
+            let error = distance(answer, &expected);
+            assert!(error < 1e-4, "{rule}: {sequence} {head} {token}: {error}");
+            assert!(dropped <= worst(AttentionReport::dropped_mass_bound));
+            left_out += (0..visible).filter(|&j| !keep(j)).count();
+        });
+        assert!(left_out > 1000, "{rule} left out {left_out} keys");
+        assert!(
+            skipped < 150 * SHAPE.heads / 10,
+            "{rule}: {skipped} skipped"
+        );
     }
 }
 

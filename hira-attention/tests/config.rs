@@ -4,6 +4,7 @@ use std::error::Error;
 
 use hira_attention::{ConfigError, HiraAttentionConfig, PlanPolicy, ThresholdStrategy};
 use hira_memory::MemoryPolicy;
+use hira_threshold::ThresholdRule;
 
 /// The error and everything that caused it, as a program prints it.
 fn chain(error: &ConfigError) -> String {
@@ -48,6 +49,51 @@ fn every_format_reads_what_it_wrote() {
 }
 
 #[test]
+fn every_rule_is_reached_by_its_keys_and_by_itself() {
+    for (keys, rule) in [
+        ("", ThresholdRule::TopK { k: 256 }),
+        (
+            "threshold_strategy = \"fixed\"\nthreshold = 1.5",
+            ThresholdRule::Fixed { tau: 1.5 },
+        ),
+        (
+            "threshold_strategy = \"percentile\"\npercentile = 3.5",
+            ThresholdRule::Percentile { percent: 3.5 },
+        ),
+        (
+            "threshold_strategy = \"adaptive\"\nadaptive_c = -1.5",
+            ThresholdRule::Adaptive { c: -1.5 },
+        ),
+        (
+            "threshold_strategy = \"sample_max\"",
+            ThresholdRule::SampleMax,
+        ),
+        (
+            "threshold_strategy = \"sample_top_k\"\ntop_k = 77",
+            ThresholdRule::SampleTopK { k: 77 },
+        ),
+        (
+            "threshold_strategy = \"sample_mean_max\"\nsample_weight = 0.25",
+            ThresholdRule::SampleMeanMax { weight: 0.25 },
+        ),
+        (
+            "threshold_strategy = \"sample_gap\"",
+            ThresholdRule::SampleGap,
+        ),
+        (
+            "threshold_strategy = \"budget\"\nbudget_percent = 0.5",
+            ThresholdRule::Budget { percent: 0.5 },
+        ),
+    ] {
+        let config = HiraAttentionConfig::from_toml(keys).unwrap();
+        assert_eq!(config.rule().unwrap(), rule);
+        assert_eq!(HiraAttentionConfig::new().with_rule(rule), config);
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(HiraAttentionConfig::from_json(&text).unwrap(), config);
+    }
+}
+
+#[test]
 fn infinite_thresholds_can_be_written_in_every_format() {
     for config in [
         HiraAttentionConfig::from_toml("threshold_strategy = \"fixed\"\nthreshold = -inf"),
@@ -79,6 +125,18 @@ fn impossible_values_are_named() {
         ("percentile", "percentile = 0"),
         ("percentile", "percentile = 101.0"),
         ("percentile", "percentile = nan"),
+        ("budget_percent", "budget_percent = 0.0"),
+        ("budget_percent", "budget_percent = 100.5"),
+        ("adaptive_c", "adaptive_c = inf"),
+        ("adaptive_c", "adaptive_c = nan"),
+        ("sample_weight", "sample_weight = 1.5"),
+        ("sample_weight", "sample_weight = nan"),
+        ("sample_size", "sample_size = 65537"),
+        (
+            "sample_size",
+            "sample_size = 0\nthreshold_strategy = \"sample_max\"",
+        ),
+        ("threshold_strategy", "threshold_strategy = \"sample-max\""),
         ("threshold", "threshold = nan"),
         ("threshold", "threshold = inf"),
         ("threshold", "threshold_strategy = \"fixed\""),

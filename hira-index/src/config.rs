@@ -52,7 +52,9 @@ pub struct IndexConfig {
 /// A uniform sample of the stored positions, kept up to date at O(1) a key.
 ///
 /// Which positions are sampled depends on the seed and the number of keys alone; see
-/// [`sample_positions`](crate::HierarchicalIndex::sample_positions). Rules that look at no sample are unaffected by it.
+/// [`sample_positions`](crate::HierarchicalIndex::sample_positions). So indexes with the same seed sample the same positions, and
+/// where one head's sample is unlucky those of the others may be; give each its own seed where that matters. Rules that look at
+/// no sample are unaffected by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleConfig {

@@ -23,7 +23,7 @@ pub struct MemoryReport {
 }
 
 impl MemoryReport {
-    /// The entries, coarsest level first, then sketch, keys and values.
+    /// The entries, coarsest level first, then sketch, keys, values and sample.
     pub fn entries(&self) -> &[MemoryEntry] {
         &self.entries
     }
@@ -57,8 +57,9 @@ impl MemoryReport {
             self.add(Part::Level(level), *bytes, policy, tiers);
         }
         self.add(Part::Sketch, index.sketch + index.product, policy, tiers);
-        self.add(Part::Keys, index.keys + index.sample, policy, tiers);
+        self.add(Part::Keys, index.keys, policy, tiers);
         self.add(Part::Values, values, policy, tiers);
+        self.add(Part::Sample, index.sample, policy, tiers);
     }
 
     fn add(&mut self, part: Part, bytes: usize, policy: MemoryPolicy, tiers: &[Tier]) {
@@ -109,7 +110,8 @@ mod tests {
         assert_eq!(report.total(), 2 * 191);
         assert_eq!(report.on(Tier::Device), 2 * (1 + 30));
         assert_eq!(report.on(Tier::Host), 2 * (2 + 108 + 50));
-        assert_eq!(report.of(Part::Keys), 216);
+        assert_eq!(report.of(Part::Keys), 200);
+        assert_eq!(report.of(Part::Sample), 16);
         let parts: Vec<Part> = report.entries().iter().map(|entry| entry.part).collect();
         assert_eq!(
             parts,
@@ -118,7 +120,8 @@ mod tests {
                 Part::Level(1),
                 Part::Sketch,
                 Part::Keys,
-                Part::Values
+                Part::Values,
+                Part::Sample
             ]
         );
     }

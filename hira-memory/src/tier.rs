@@ -34,10 +34,12 @@ pub enum Part {
     Level(usize),
     /// The quantised leaf level.
     Sketch,
-    /// Exact keys, and the sample of their positions.
+    /// Exact keys.
     Keys,
     /// Values.
     Values,
+    /// The sample of positions that sampled rules look at.
+    Sample,
 }
 
 impl std::fmt::Display for Part {
@@ -47,6 +49,7 @@ impl std::fmt::Display for Part {
             Part::Sketch => f.write_str("sketch"),
             Part::Keys => f.write_str("keys"),
             Part::Values => f.write_str("values"),
+            Part::Sample => f.write_str("sample"),
         }
     }
 }

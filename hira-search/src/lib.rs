@@ -5,6 +5,8 @@
 //! [`HierarchicalIndex`](hira_index::HierarchicalIndex) for a group of queries, with a [`Selection`] each: positions, canonical scores,
 //! counts, and a proven bound on the weight of what was left out.
 //!
+//! `examples/own_rule.rs` shows a rule of one's own.
+//!
 //! # How a group is answered
 //! 1. **Plan** ([`Plan`]): dense for short indexes and wide selections, else a scan of the int8 sketch, after a descent of the coarse
 //!    levels or a pass over the product codes where that is measured to pay.

@@ -10,8 +10,8 @@ use crate::{matrix::Outcome, shell::Shell, workspace::Workspace};
 /// How `llama` begins to say that there is no model and no way to get it.
 const NO_MODEL: &str = "cannot fetch SmolLM2";
 
-/// How `verify` is run on each capture: every rule, every kind of index and plan, growing key by key, one thread.
-const VERIFICATIONS: [&[&str]; 6] = [
+/// How `verify` is run on each capture: every kind of rule, index and plan, growing key by key, one thread.
+const VERIFICATIONS: [&[&str]; 8] = [
     &["--rule", "top-k=256"],
     &["--rule", "percentile=2", "--levels", "1"],
     &["--rule", "fixed=8", "--levels", "0"],
@@ -39,6 +39,8 @@ const VERIFICATIONS: [&[&str]; 6] = [
         "--threads",
         "1",
     ],
+    &["--rule", "sample-top-k=256"],
+    &["--rule", "adaptive=2", "--segment-len", "2048"],
 ];
 
 /// Compares the selected keys of a capture with brute force; `verify` exits non-zero on any difference.

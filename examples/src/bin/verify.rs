@@ -30,7 +30,8 @@ const SHOWN: usize = 5;
 struct Arguments {
     /// The capture.
     capture: PathBuf,
-    /// What to select: fixed=TAU, top-k=K or percentile=PERCENT.
+    /// What to select: fixed=TAU, top-k=K, percentile=PERCENT, adaptive=C, sample-max, sample-top-k=K, sample-mean-max=WEIGHT, sample-gap
+    /// or budget=PERCENT.
     #[arg(long, default_value = "top-k=256", allow_hyphen_values = true)]
     rule: ThresholdRule,
     /// Instruction set, or `best`.
