@@ -150,9 +150,8 @@ impl IndexConfig {
                 "a multiple of 16, from 16 to 2^30",
             ),
         ];
-        match requirements.iter().find(|(holds, ..)| !holds) {
-            Some(&(_, key, requirement)) => return Err(IndexError::Config { key, requirement }),
-            None => {}
+        if let Some(&(_, key, requirement)) = requirements.iter().find(|(holds, ..)| !holds) {
+            return Err(IndexError::Config { key, requirement });
         }
         self.builder.validate()?;
         self.update.validate()

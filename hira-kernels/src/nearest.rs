@@ -244,7 +244,11 @@ impl<S: Simd, const R: usize> Best<S, R> {
         let largest = halve(values, |a, b| if b > a { b } else { a });
         for (lane, (number, value)) in numbers.iter_mut().zip(values).enumerate() {
             let here = *number * S::LANES as f32 + lane as f32;
-            *number = if value == largest { here } else { f32::INFINITY };
+            *number = if value == largest {
+                here
+            } else {
+                f32::INFINITY
+            };
         }
         // Equal values may be zeros of either sign: the sum is the positive one.
         let first = halve(numbers, |a, b| if b < a { b } else { a });
