@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hira_cache::{CacheConfig, HiraCache};
-use hira_index::{IndexConfig, UpdateStrategy};
+use hira_index::{BuilderConfig, IndexConfig, UpdateConfig};
 use hira_kernels::Kernel;
 use hira_memory::{Budget, MemoryPolicy};
 use hira_threshold::ThresholdRule;
@@ -88,8 +88,14 @@ pub struct HiraAttentionConfig {
     pub threshold: Option<f32>,
     /// At most this many keys per query, the best by score. Default: no limit.
     pub max_candidates: Option<usize>,
-    /// How the coarse levels follow appended keys. Default `"rebuild"`.
-    pub update_strategy: UpdateStrategy,
+    /// What divides the keys of a segment into clusters: `"k_means"`, `"randomized"`, `"kd_tree"` or `"chunk"`, or one with settings, as
+    /// `{ k_means = { start = "random", max_iterations = 10, nredo = 2, spherical = true, seed = 1 } }`. Default `"k_means"`.
+    pub builder: BuilderConfig,
+    /// How the coarse levels follow appended keys: `"seal"`, `"rebuild"`, `"incremental"` or `"dynamic"`, or one with settings, as
+    /// `{ rebuild = { trigger = { growth = { ratio = 0.2 } } } }`. Default `"seal"`: a segment gets its levels when it is full.
+    pub update_strategy: UpdateConfig,
+    /// Whether segments are built and merged on another thread while they are searched as they are. Default false.
+    pub background_builds: bool,
     /// On which tier each part of the cache should lie. Default `"all_device"`.
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of the cache. Default: no limit.
@@ -143,7 +149,9 @@ impl Default for HiraAttentionConfig {
             percentile: 2.0,
             threshold: None,
             max_candidates: None,
-            update_strategy: UpdateStrategy::Rebuild,
+            builder: BuilderConfig::default(),
+            update_strategy: UpdateConfig::default(),
+            background_builds: false,
             memory_policy: MemoryPolicy::default(),
             memory_budget: None,
             sink_tokens: 4,
@@ -357,6 +365,8 @@ impl HiraAttentionConfig {
                 f64::from(self.max_dropped_mass),
             );
         }
+        self.builder.validate()?;
+        self.update_strategy.validate()?;
         self.memory_policy.validate()?;
         self.rule()?.validate()?;
         self.kernel()?;
@@ -428,15 +438,16 @@ impl HiraAttentionConfig {
         .with_value_dim(shape.value_dim)
         .with_budget(budget)
         .with_memory_policy(self.memory_policy)
-        .with_index(IndexConfig {
-            dim: shape.head_dim,
-            num_levels: self.num_levels,
-            branching_factor: self.branching_factor,
-            segment_len: self.segment_len,
-            min_coarse_len: self.min_coarse_len,
-            update: self.update_strategy,
-            ..IndexConfig::default()
-        });
+        .with_index(
+            IndexConfig::new(shape.head_dim)
+                .with_num_levels(self.num_levels)
+                .with_branching_factor(self.branching_factor)
+                .with_segment_len(self.segment_len)
+                .with_min_coarse_len(self.min_coarse_len)
+                .with_builder(self.builder)
+                .with_update(self.update_strategy)
+                .with_background(self.background_builds),
+        );
         config.kernel = self.kernel()?;
         Ok(HiraCache::new(config)?)
     }
