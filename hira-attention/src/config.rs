@@ -3,70 +3,14 @@
 use std::path::Path;
 
 use hira_cache::{CacheConfig, HiraCache};
-use hira_index::{IndexConfig, SampleConfig, UpdateStrategy};
+use hira_index::{BuilderConfig, IndexConfig, ProductConfig, SampleConfig, UpdateConfig};
 use hira_kernels::Kernel;
 use hira_memory::{Budget, MemoryPolicy};
 use hira_threshold::{Threshold, ThresholdRule};
 use serde::{Deserialize, Serialize};
 
+use crate::choice::{CacheShape, KernelName, PlanPolicy, ThresholdStrategy};
 use crate::{AttentionError, ConfigError, HostAttention};
-
-/// Which keys a query attends to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ThresholdStrategy {
-    /// The `top_k` keys of highest score.
-    #[default]
-    TopK,
-    /// The top `percentile` percent of the visible keys by score.
-    Percentile,
-    /// Every key whose score reaches `threshold`.
-    Fixed,
-    /// Every key whose score reaches `mean + adaptive_c * std` of the sampled scores.
-    Adaptive,
-    /// Every key whose score reaches the largest of the sampled ones.
-    SampleMax,
-    /// About `top_k` keys: those that reach the sampled score of the corresponding rank.
-    SampleTopK,
-    /// Every key whose score reaches `mean + sample_weight * (max - mean)` of the sampled scores.
-    SampleMeanMax,
-    /// Every key above the widest gap in the upper half of the sampled scores.
-    SampleGap,
-    /// About `budget_percent` percent of the visible keys: those that reach that quantile of the sampled scores.
-    Budget,
-}
-
-/// Who decides between the dense and the sparse plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum PlanPolicy {
-    /// The planner, head by head, by its cost model.
-    #[default]
-    Auto,
-    /// Always dense.
-    Dense,
-    /// Always sparse, whatever it costs.
-    Sparse,
-}
-
-/// Shape of a cache: see [`HiraAttentionConfig::init_cache`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheShape {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Sequences that are decoded together (`B`).
-    pub sequences: usize,
-    /// Key/value heads of a layer (`Hkv`).
-    pub kv_heads: usize,
-    /// Dimension of a key (`D`).
-    pub head_dim: usize,
-    /// Dimension of a value (`Dv`).
-    pub value_dim: usize,
-    /// Positions of a sequence.
-    pub max_len: usize,
-}
 
 /// Configuration of [`HiraAttention`](crate::HiraAttention) and of the cache it works on.
 ///
@@ -111,8 +55,17 @@ pub struct HiraAttentionConfig {
     pub sample_seed: u64,
     /// At most this many keys per query, the best by score. Default: no limit.
     pub max_candidates: Option<usize>,
-    /// How the coarse levels follow appended keys. Default `"rebuild"`.
-    pub update_strategy: UpdateStrategy,
+    /// What divides the keys of a segment into clusters: `"k_means"`, `"randomized"`, `"kd_tree"` or `"chunk"`, or one with settings, as
+    /// `{ k_means = { start = "random", max_iterations = 10, nredo = 2, spherical = true, seed = 1 } }`. Default `"k_means"`.
+    pub builder: BuilderConfig,
+    /// How the coarse levels follow appended keys: `"seal"`, `"rebuild"`, `"incremental"` or `"dynamic"`, or one with settings, as
+    /// `{ rebuild = { trigger = { growth = { ratio = 0.2 } } } }`. Default `"seal"`: a segment gets its levels when it is full.
+    pub update_strategy: UpdateConfig,
+    /// Whether segments are built and merged on another thread while they are searched as they are. Default false.
+    pub background_builds: bool,
+    /// Product codes beside the sketch of every sealed segment of at least `min_coarse_len` keys, as `{ subvectors = 16, bits = 4 }`: a
+    /// coarser first pass for keys that lie in clusters. Default: none.
+    pub product: Option<ProductConfig>,
     /// On which tier each part of the cache should lie. Default `"all_device"`.
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of the cache. Default: no limit.
@@ -143,19 +96,6 @@ pub struct HiraAttentionConfig {
     pub kernel: Option<KernelName>,
 }
 
-/// A CPU kernel by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum KernelName {
-    /// Portable code.
-    Scalar,
-    /// AVX2 and FMA.
-    Avx2,
-    /// AVX-512 with VNNI.
-    Avx512,
-}
-
 impl Default for HiraAttentionConfig {
     fn default() -> Self {
         Self {
@@ -171,7 +111,10 @@ impl Default for HiraAttentionConfig {
             sample_size: SampleConfig::default().size,
             sample_seed: SampleConfig::default().seed,
             max_candidates: None,
-            update_strategy: UpdateStrategy::Rebuild,
+            builder: BuilderConfig::default(),
+            update_strategy: UpdateConfig::default(),
+            background_builds: false,
+            product: None,
             memory_policy: MemoryPolicy::default(),
             memory_budget: None,
             sink_tokens: 4,
@@ -445,6 +388,11 @@ impl HiraAttentionConfig {
                 f64::from(self.max_dropped_mass),
             );
         }
+        self.builder.validate()?;
+        self.update_strategy.validate()?;
+        if let Some(product) = self.product {
+            product.validate()?;
+        }
         self.memory_policy.validate()?;
         let rule = self.rule()?;
         rule.validate()?;
@@ -532,19 +480,21 @@ impl HiraAttentionConfig {
         .with_value_dim(shape.value_dim)
         .with_budget(budget)
         .with_memory_policy(self.memory_policy)
-        .with_index(IndexConfig {
-            dim: shape.head_dim,
-            num_levels: self.num_levels,
-            branching_factor: self.branching_factor,
-            segment_len: self.segment_len,
-            min_coarse_len: self.min_coarse_len,
-            update: self.update_strategy,
-            sample: SampleConfig {
-                size: self.sample_size,
-                seed: self.sample_seed,
-            },
-            ..IndexConfig::default()
-        });
+        .with_index(
+            IndexConfig::new(shape.head_dim)
+                .with_num_levels(self.num_levels)
+                .with_branching_factor(self.branching_factor)
+                .with_segment_len(self.segment_len)
+                .with_min_coarse_len(self.min_coarse_len)
+                .with_builder(self.builder)
+                .with_update(self.update_strategy)
+                .with_background(self.background_builds)
+                .with_product(self.product)
+                .with_sample(SampleConfig {
+                    size: self.sample_size,
+                    seed: self.sample_seed,
+                }),
+        );
         config.kernel = self.kernel()?;
         Ok(HiraCache::new(config)?)
     }

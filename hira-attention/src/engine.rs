@@ -366,7 +366,11 @@ impl HostAttention {
                     sink_tokens: self.config.sink_tokens,
                     recent_window: self.config.recent_window,
                 };
-                sparse.attend(head, queries, visible, scratch, out)?;
+                // The scratch is any head's; what it remembers during the search is this one's.
+                scratch.search.swap_history(head.search_history_mut());
+                let attended = sparse.attend(head, queries, visible, scratch, out);
+                scratch.search.swap_history(head.search_history_mut());
+                attended?;
                 for (report, answer) in reports.iter_mut().zip(&scratch.answers) {
                     report.add_sparse(
                         visible,

@@ -1,6 +1,7 @@
 //! What attention refuses, and why. After any error the cache holds what it held before.
 
 use hira_cache::CacheError;
+use hira_index::IndexError;
 use hira_kernels::KernelError;
 use hira_memory::MemoryError;
 use hira_search::SearchError;
@@ -31,6 +32,9 @@ pub enum ConfigError {
     /// The kernel does not exist or does not run on this machine.
     #[error("kernel")]
     Kernel(#[source] KernelError),
+    /// The builder or the update strategy is impossible.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// The memory policy is impossible.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -40,6 +40,7 @@
 //! [`Certificate`].
 
 mod certificate;
+mod choice;
 mod config;
 mod dense;
 mod engine;
@@ -56,7 +57,8 @@ mod module;
 pub mod device;
 
 pub use certificate::Certificate;
-pub use config::{CacheShape, HiraAttentionConfig, PlanPolicy, ThresholdStrategy};
+pub use choice::{CacheShape, PlanPolicy, ThresholdStrategy};
+pub use config::HiraAttentionConfig;
 pub use engine::HostAttention;
 pub use error::{AttentionError, ConfigError};
 pub use report::{AttentionReport, HeadPlan, HeadReport, Metrics};

@@ -3,6 +3,10 @@
 use std::error::Error;
 
 use hira_attention::{ConfigError, HiraAttentionConfig, PlanPolicy, ThresholdStrategy};
+use hira_index::{
+    BuilderConfig, DynamicUpdater, IncrementalUpdater, KMeansBuilder, KMeansStart, KdAxis,
+    KdTreeBuilder, RandomizedBuilder, RebuildTrigger, RebuildUpdater, UpdateConfig,
+};
 use hira_memory::MemoryPolicy;
 use hira_threshold::ThresholdRule;
 
@@ -94,6 +98,88 @@ fn every_rule_is_reached_by_its_keys_and_by_itself() {
 }
 
 #[test]
+fn builders_and_updaters_are_written_by_name_or_with_settings() {
+    let growth = RebuildTrigger::Growth { ratio: 0.2 };
+    let seeded = KMeansBuilder {
+        start: KMeansStart::Random,
+        seed: 3,
+        ..KMeansBuilder::default()
+    };
+    let principal = KdTreeBuilder {
+        axis: KdAxis::Principal,
+    };
+    let builders = [
+        ("\"k_means\"", BuilderConfig::default()),
+        (
+            "{ k_means = { start = \"random\", seed = 3 } }",
+            BuilderConfig::KMeans(seeded),
+        ),
+        (
+            "\"randomized\"",
+            BuilderConfig::Randomized(RandomizedBuilder::default()),
+        ),
+        (
+            "{ kd_tree = { axis = \"principal\" } }",
+            BuilderConfig::KdTree(principal),
+        ),
+        ("\"chunk\"", BuilderConfig::Chunk),
+    ];
+    let updates = [
+        ("\"seal\"", UpdateConfig::Seal),
+        (
+            "\"rebuild\"",
+            UpdateConfig::Rebuild(RebuildUpdater::default()),
+        ),
+        (
+            "{ rebuild = { trigger = { growth = { ratio = 0.2 } } } }",
+            UpdateConfig::Rebuild(RebuildUpdater { trigger: growth }),
+        ),
+        (
+            "{ rebuild = { trigger = \"always\" } }",
+            UpdateConfig::Rebuild(RebuildUpdater {
+                trigger: RebuildTrigger::Always,
+            }),
+        ),
+        (
+            "{ incremental = { every = 64 } }",
+            UpdateConfig::Incremental(IncrementalUpdater {
+                every: 64,
+                ..IncrementalUpdater::default()
+            }),
+        ),
+        (
+            "\"dynamic\"",
+            UpdateConfig::Dynamic(DynamicUpdater::default()),
+        ),
+    ];
+    for ((builder_text, builder), (update_text, update)) in
+        builders.into_iter().cycle().zip(updates)
+    {
+        let text = format!(
+            "builder = {builder_text}\nupdate_strategy = {update_text}\nbackground_builds = true"
+        );
+        let config = HiraAttentionConfig::from_toml(&text).unwrap();
+        assert_eq!(config.builder, builder);
+        assert_eq!(config.update_strategy, update);
+        assert!(config.background_builds);
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(HiraAttentionConfig::from_toml(&text).unwrap(), config);
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(HiraAttentionConfig::from_json(&text).unwrap(), config);
+        let text = serde_norway::to_string(&config).unwrap();
+        assert_eq!(HiraAttentionConfig::from_yaml(&text).unwrap(), config);
+    }
+    let yaml = "builder: !k_means\n  nredo: 2\nupdate_strategy: incremental";
+    let config = HiraAttentionConfig::from_yaml(yaml).unwrap();
+    assert!(matches!(
+        config.builder,
+        BuilderConfig::KMeans(KMeansBuilder { nredo: 2, .. })
+    ));
+    let json = r#"{"builder": {"k_means": {"nredo": 2}}, "update_strategy": "incremental"}"#;
+    assert_eq!(HiraAttentionConfig::from_json(json).unwrap(), config);
+}
+
+#[test]
 fn infinite_thresholds_can_be_written_in_every_format() {
     for config in [
         HiraAttentionConfig::from_toml("threshold_strategy = \"fixed\"\nthreshold = -inf"),
@@ -150,6 +236,17 @@ fn impossible_values_are_named() {
         ("max_candidates", "max_candidates = 0"),
         ("max_decode_tokens", "max_decode_tokens = 0"),
         ("update_strategy", "update_strategy = \"never\""),
+        ("builder", "builder = \"ball_tree\""),
+        ("nredo", "builder = { k_means = { nredo = 0 } }"),
+        ("tolerance", "builder = { k_means = { tolerance = -1.0 } }"),
+        ("iterations", "builder = { k_means = { iterations = 3 } }"),
+        ("every", "update_strategy = { incremental = { every = 0 } }"),
+        ("base", "update_strategy = { dynamic = { base = 0 } }"),
+        (
+            "ratio",
+            "update_strategy = { rebuild = { trigger = { growth = { ratio = 0.0 } } } }",
+        ),
+        ("background_builds", "background_builds = 1"),
         ("memory_policy", "memory_policy = \"gpu\""),
         (
             "target_usage",

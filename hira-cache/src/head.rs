@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use hira_index::{HierarchicalIndex, IndexError};
 use hira_kernels::MAX_NORM;
+use hira_search::SearchHistory;
 
 use crate::{CacheConfig, ValueStore};
 
@@ -28,6 +29,7 @@ pub struct HeadCache {
     max_key_norm: f32,
     max_value_norm: f32,
     history: Option<SparseHistory>,
+    searches: SearchHistory,
 }
 
 /// Running means over a head's recent sparse steps, kept for the planner.
@@ -56,6 +58,7 @@ impl HeadCache {
             max_key_norm: 0.0,
             max_value_norm: 0.0,
             history: None,
+            searches: SearchHistory::default(),
         })
     }
 
@@ -97,6 +100,13 @@ impl HeadCache {
     /// Records what the planner measured. It steers the choice between dense and sparse, nothing else.
     pub fn record(&mut self, history: SparseHistory) {
         self.history = Some(history);
+    }
+
+    /// What searches of this head remember from one step to the next; lend it to the scratch that searches.
+    ///
+    /// It steers the choice of search plans and gives first thresholds. It changes speed, never an answer.
+    pub fn search_history_mut(&mut self) -> &mut SearchHistory {
+        &mut self.searches
     }
 
     /// Runs of keys and values over `positions`, in order: each is contiguous in both.
@@ -151,6 +161,7 @@ impl HeadCache {
         self.max_key_norm = 0.0;
         self.max_value_norm = 0.0;
         self.history = None;
+        self.searches = SearchHistory::default();
     }
 }
 

@@ -4,6 +4,12 @@
 //! in the order in which they came; a *sketch* of them (one byte a dimension, with a proven residual norm); and, once
 //! it is sealed, coarse [`Level`]s of clusters with an outward-rounded ball and box. Level 0 is the coarsest.
 //!
+//! What divides keys into clusters is a [`Builder`]: [`KMeansBuilder`], [`RandomizedBuilder`], [`KdTreeBuilder`], [`ChunkBuilder`] or
+//! your own, which returns a [`Hierarchy`]; balls and boxes are computed from the members, so no builder can break a bound. When keys get
+//! clusters is up to the updater ([`UpdateConfig`]): once a segment is full, or by [`RebuildUpdater`], [`IncrementalUpdater`] or
+//! [`DynamicUpdater`] while it grows; on the calling thread or, with [`IndexConfig::background`], on another. A key can be searched from the
+//! moment it is appended all the same. [`HierarchicalIndex::path`], [`Segment::members`] and [`HierarchicalIndex::dump`] show what was built.
+//!
 //! The index stores and describes; it never answers a query. `hira-search` does that, and whatever it finds through any
 //! of these layers is what brute force over the keys would find.
 //!
@@ -29,6 +35,7 @@ mod error;
 mod index;
 mod level;
 mod memory;
+mod named;
 mod product;
 mod reservoir;
 mod rows;

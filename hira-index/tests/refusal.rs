@@ -205,5 +205,23 @@ fn configurations_have_defaults_and_no_unknown_keys() {
         UpdateConfig::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
     };
     assert_eq!(update("seal"), Ok(UpdateConfig::Seal));
-    assert!(update("Seal").is_err());
+    assert_eq!(
+        update("incremental"),
+        Ok(UpdateConfig::Incremental(IncrementalUpdater::default()))
+    );
+    let unknown = update("Seal").unwrap_err().to_string();
+    assert!(
+        unknown.contains("`Seal`") && unknown.contains("`dynamic`"),
+        "{unknown}"
+    );
+    let trigger = |name: &'static str| {
+        RebuildTrigger::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
+    };
+    assert_eq!(trigger("always"), Ok(RebuildTrigger::Always));
+    assert_eq!(trigger("growth"), Ok(RebuildTrigger::Growth { ratio: 0.1 }));
+    let builder = |name: &'static str| {
+        BuilderConfig::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
+    };
+    assert_eq!(builder("k_means"), Ok(BuilderConfig::default()));
+    assert_eq!(builder("chunk"), Ok(BuilderConfig::Chunk));
 }

@@ -99,7 +99,7 @@ impl<'a> Lloyd<'a> {
                 best = found;
             }
         }
-        self.packed.pack(&best.1);
+        self.packed.pack(&self.chained(&best.1));
         self.labels.resize(len, 0);
         self.values.resize(len, 0.0);
         let (labels, values) = (&mut self.labels[..len], &mut self.values[..len]);
@@ -207,6 +207,28 @@ impl<'a> Lloyd<'a> {
             centroids.extend_from_slice(&points[left[i] * self.dim..][..self.dim]);
         }
         centroids
+    }
+
+    /// The centroids in an order in which each is followed by the nearest of those that are left.
+    ///
+    /// Clusters are neither a multiple of a tile nor aligned to one, so a search that reads one of them reads a part of its neighbours.
+    /// If those are alike, it wants them as well: top-64 by the tree plan on 5,000 clustered keys (20 centres of norm 15, noise 0.15, `D` 64)
+    /// scanned 0.095 of them without the chain and 0.062 with it.
+    fn chained(&self, centroids: &[f32]) -> Vec<f32> {
+        let row = |i: usize| &centroids[i * self.dim..][..self.dim];
+        let mut left: Vec<usize> = (1..centroids.len() / self.dim).collect();
+        let mut last = 0;
+        let mut chain = row(0).to_vec();
+        while !left.is_empty() {
+            let distances = left
+                .iter()
+                .map(|&i| rows::square_distance(row(last), row(i)));
+            let nearest = distances.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+            // In the order of the centroids, so that the first of equals is taken.
+            last = left.remove(nearest.map_or(0, |(at, _)| at));
+            chain.extend_from_slice(row(last));
+        }
+        chain
     }
 
     /// Lloyd's iterations: the last centroids, and the sum of squared distances to those before them. A centroid that lost all its points

@@ -26,6 +26,7 @@ pub(crate) use lloyd::Lloyd;
 pub use randomized::RandomizedBuilder;
 
 use crate::IndexError;
+use crate::named::by_name;
 
 /// The keys that a [`Builder`] is to divide, and how.
 #[derive(Debug, Clone, Copy)]
@@ -139,9 +140,9 @@ pub trait Builder: Send + Sync + fmt::Debug {
 ///
 /// The choice changes how long building takes and how tight the clusters are, never the answer to a query.
 ///
-/// In a configuration file: `builder = "chunk"`, or in TOML `builder = { k_means = { nredo = 2 } }`, where keys that are left
-/// out have their defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// In a configuration file its name, `builder = "kd_tree"`, or with settings, in TOML `builder = { k_means = { nredo = 2 } }`; those that
+/// are left out have their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BuilderConfig {
@@ -154,6 +155,22 @@ pub enum BuilderConfig {
     /// Runs of time: costs nothing, and the order of slots stays that of positions.
     Chunk,
 }
+
+/// The form with settings.
+#[derive(Deserialize)]
+#[serde(remote = "BuilderConfig", rename_all = "snake_case")]
+enum BuilderForm {
+    KMeans(KMeansBuilder),
+    Randomized(RandomizedBuilder),
+    KdTree(KdTreeBuilder),
+    Chunk,
+}
+
+by_name!(
+    BuilderConfig,
+    BuilderForm,
+    "the name of a builder, or a builder and its settings"
+);
 
 impl Default for BuilderConfig {
     fn default() -> Self {

@@ -22,15 +22,16 @@ pub(crate) use pending::Pending;
 pub use rebuild::{RebuildTrigger, RebuildUpdater};
 pub(crate) use task::Task;
 
+use crate::named::by_name;
 use crate::{IndexConfig, IndexError, Segment};
 
 /// When keys of the open segment get clusters, and how.
 ///
 /// The choice changes how long appending takes and how much a search reads, never the answer to a query.
 ///
-/// In a configuration file: `update = "seal"`, or in TOML `update = { rebuild = { trigger = { every_n = { n = 64 } } } }`, where keys
-/// that are left out have their defaults.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+/// In a configuration file its name, `update = "dynamic"`, or with settings, in TOML
+/// `update = { rebuild = { trigger = { every_n = { n = 64 } } } }`; those that are left out have their defaults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum UpdateConfig {
@@ -44,6 +45,22 @@ pub enum UpdateConfig {
     /// Small segments are sealed and merged, so that their number stays logarithmic.
     Dynamic(DynamicUpdater),
 }
+
+/// The form with settings.
+#[derive(Deserialize)]
+#[serde(remote = "UpdateConfig", rename_all = "snake_case")]
+enum UpdateForm {
+    Seal,
+    Rebuild(RebuildUpdater),
+    Incremental(IncrementalUpdater),
+    Dynamic(DynamicUpdater),
+}
+
+by_name!(
+    UpdateConfig,
+    UpdateForm,
+    "the name of an updater, or an updater and its settings"
+);
 
 impl UpdateConfig {
     /// Says whether the values are possible, and if not, which key is wrong and what it has to be.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Tail, Updater};
 use crate::IndexError;
+use crate::named::by_name;
 
 /// Builds the last segment anew, together with the open keys, whenever its trigger says so, until it is full.
 ///
@@ -16,26 +17,49 @@ pub struct RebuildUpdater {
 }
 
 /// When a [`RebuildUpdater`] builds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RebuildTrigger {
     /// At every append.
     Always,
     /// When `n` keys are open.
     EveryN {
-        /// Open keys, at least 1.
-        #[serde(default = "every_n")]
+        /// Open keys, at least 1. Default: 128.
         n: usize,
     },
     /// When the open keys are `ratio` of those in the last segment that is not full: the cost of building is then a constant
     /// factor over the life of a segment.
     Growth {
-        /// Open keys over built ones, above 0.
+        /// Open keys over built ones, above 0. Default: 0.1.
+        ratio: f32,
+    },
+}
+
+/// The form with settings.
+#[derive(Deserialize)]
+#[serde(
+    remote = "RebuildTrigger",
+    rename_all = "snake_case",
+    deny_unknown_fields
+)]
+enum TriggerForm {
+    Always,
+    EveryN {
+        #[serde(default = "every_n")]
+        n: usize,
+    },
+    Growth {
         #[serde(default = "growth")]
         ratio: f32,
     },
 }
+
+by_name!(
+    RebuildTrigger,
+    TriggerForm,
+    "the name of a trigger, or a trigger and its settings"
+);
 
 fn every_n() -> usize {
     128
