@@ -1,5 +1,7 @@
 //! The dense plan: every visible key, in parallel over KV heads and ranges.
 
+use std::ops::Range;
+
 use hira_cache::{HeadCache, KvRun};
 use hira_kernels::{
     Kernel, SoftmaxState,
@@ -63,22 +65,22 @@ impl DenseStep {
         for state in states.iter_mut() {
             state.reset(self.value_dim);
         }
-        let attend = |range: usize, states: &mut [SoftmaxState], scratch: &mut _| {
+        let attend = |range: usize, states: &mut [SoftmaxState], dense: &mut _, copy: &mut _| {
             let start = range * KEY_RANGE;
-            for run in head.runs(start..visible.min(start + KEY_RANGE)) {
-                let run = key_run(run);
-                self.kernel
-                    .dense_decode_into(queries, run, self.shape(), states, scratch);
-            }
+            let run = one_run(head, start..visible.min(start + KEY_RANGE), copy);
+            self.kernel
+                .dense_decode_into(queries, run, self.shape(), states, dense);
         };
         if ranges == 1 {
-            attend(0, states, &mut scratch.dense);
+            attend(0, states, &mut scratch.dense, &mut scratch.copy);
         } else {
             states
                 .par_chunks_exact_mut(group)
                 .enumerate()
                 .for_each(|(range, states)| {
-                    pool.with(|scratch| attend(range, states, &mut scratch.dense));
+                    pool.with(|scratch| {
+                        attend(range, states, &mut scratch.dense, &mut scratch.copy);
+                    });
                 });
         }
         let (first, later) = states.split_at_mut(group);
@@ -121,15 +123,28 @@ pub(crate) fn prefill(
         .zip(heads)
         .zip(q.par_chunks_exact(group * tokens * dim))
         .for_each(|((by_token, head), q)| {
+            let stored = before + block;
+            let copies: Vec<_> = (0..stored.div_ceil(KEY_RANGE))
+                .map(|range| {
+                    let mut copy = RangeCopy::default();
+                    let start = range * KEY_RANGE;
+                    one_run(head, start..stored.min(start + KEY_RANGE), &mut copy);
+                    copy
+                })
+                .collect();
             by_token
                 .par_chunks_mut(QUERY_BLOCK * group * value_dim)
                 .enumerate()
                 .for_each(|(i, out)| {
                     let first = i * QUERY_BLOCK;
                     let queries = out.len() / (group * value_dim);
-                    let runs: Vec<_> = head
-                        .runs(0..before + first + queries)
-                        .map(key_run)
+                    let visible = before + first + queries;
+                    let ranges = copies[..visible.div_ceil(KEY_RANGE)].iter().enumerate();
+                    let runs: Vec<_> = ranges
+                        .map(|(range, copy)| {
+                            let start = range * KEY_RANGE;
+                            copy.run(head, start..visible.min(start + KEY_RANGE))
+                        })
                         .collect();
                     let block = QueryBlock {
                         start: before + first,
@@ -159,6 +174,44 @@ pub(crate) fn prefill(
                 out.copy_from_slice(&by_token[start..start + value_dim]);
             }
         });
+}
+
+/// Rows of one range that lie in several segments, side by side.
+///
+/// Sums are folded at the ends of runs, so runs must not follow the segments: these depend on how keys were appended, on the updater, and
+/// on what a thread has built by now, and a step must give the same bits whatever they are.
+#[derive(Debug, Default)]
+pub(crate) struct RangeCopy {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl RangeCopy {
+    /// The rows of `positions`, which start the range that this was made for.
+    fn run<'a>(&'a self, head: &'a HeadCache, positions: Range<usize>) -> KeyRun<'a> {
+        let whole = head.runs(positions.clone()).next();
+        match whole.filter(|run| run.len == positions.len()) {
+            Some(run) => key_run(run),
+            None => KeyRun {
+                keys: &self.keys[..positions.len() * head.index().dim()],
+                values: &self.values[..positions.len() * head.values().dim()],
+            },
+        }
+    }
+}
+
+/// The rows of `positions` as one run, copied only if they do not lie so.
+fn one_run<'a>(head: &'a HeadCache, positions: Range<usize>, copy: &'a mut RangeCopy) -> KeyRun<'a> {
+    copy.keys.clear();
+    copy.values.clear();
+    let mut runs = head.runs(positions.clone());
+    if runs.next().is_some_and(|run| run.len < positions.len()) {
+        for run in head.runs(positions.clone()) {
+            copy.keys.extend_from_slice(run.keys);
+            copy.values.extend_from_slice(run.values);
+        }
+    }
+    copy.run(head, positions)
 }
 
 fn key_run(run: KvRun<'_>) -> KeyRun<'_> {

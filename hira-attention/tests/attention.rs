@@ -91,6 +91,41 @@ fn batchings(tokens: usize) -> Vec<Vec<usize>> {
     vec![vec![tokens], ones_after_prefill, mixed]
 }
 
+/// Whatever makes segments of the keys, and whenever a thread has made them, a step gives the same bits.
+#[test]
+fn segments_do_not_change_a_bit() {
+    let problem = Problem::random(8, SHAPE, 420);
+    let updates = [
+        ("seal", 16),
+        ("seal", 48),
+        ("{ rebuild = { trigger = { every_n = { n = 37 } } } }", 512),
+        ("{ incremental = { every = 29, rebuild_every = 3 } }", 512),
+        ("{ dynamic = { base = 32 } }", 512),
+    ];
+    for (plan, batches) in [
+        ("dense", vec![300, 1, 1, 70, 1, 47]),
+        ("sparse", vec![300, 1, 1, 14, 1, 16, 16, 16, 16, 16, 16, 7]),
+    ] {
+        let bits = |update: &str, segment_len: usize, background: bool| -> Vec<u32> {
+            let config = HiraAttentionConfig::from_toml(&format!(
+                "plan = \"{plan}\"\ntop_k = 40\nmin_coarse_len = 0\nbranching_factor = 4\n\
+                 segment_len = {segment_len}\nbackground_builds = {background}\n\
+                 update_strategy = {update}"
+            ));
+            let (out, _) = run(&config.unwrap(), &problem, &batches);
+            out.iter().map(|x| x.to_bits()).collect()
+        };
+        let expected = bits("\"seal\"", 8192, false);
+        for (update, segment_len) in updates {
+            let update = if update == "seal" { "\"seal\"" } else { update };
+            for background in [false, true] {
+                let same = bits(update, segment_len, background) == expected;
+                assert!(same, "{plan} {update} {segment_len} {background}");
+            }
+        }
+    }
+}
+
 #[test]
 fn dense_is_dense_attention_in_any_batching() {
     let problem = Problem::random(1, SHAPE, 150);
