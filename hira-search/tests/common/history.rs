@@ -381,13 +381,13 @@ impl<'a> Runner<'a> {
             }
             Op::Search(search) => return self.search(on, search),
         }
-        let validate = self.validate_every > 0 && number.is_multiple_of(self.validate_every);
+        if self.validate_every > 0 && number.is_multiple_of(self.validate_every) {
+            let changed = &self.pairs[on].index;
+            let valid = changed.validate();
+            valid.map_err(|error| format!("{error}\n{changed}"))?;
+        }
         for pair in &self.pairs {
             check_keys(pair, dim)?;
-            if validate {
-                let valid = pair.index.validate();
-                valid.map_err(|error| format!("{error}\n{}", pair.index))?;
-            }
             let levels = pair.index.segments().map(|segment| segment.levels().len());
             self.report.longest = self.report.longest.max(pair.index.len());
             self.report.reach((
