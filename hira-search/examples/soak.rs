@@ -217,13 +217,18 @@ fn print_totals(report: &Report) {
 fn history(seed: u64, case: u64) -> History {
     // The odd constant of the golden ratio spreads consecutive cases over all seeds.
     let mut rng = StdRng::seed_from_u64(seed ^ case.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    let (values, steps) = match case {
+    let (values, keys, steps) = match case {
         MILLION => return long(&mut rng, 1_000_000),
         _ if case % 12 == 6 => return long(&mut rng, 131_073),
-        _ if case % 4 == 1 => (2_000_000, 40),
-        _ => (200_000, 60),
+        _ if case % 4 == 1 => (2_000_000, 100_000, 40),
+        _ => (200_000, 10_000, 60),
     };
-    source::history(&mut rng, Limits { values, steps })
+    let limits = Limits {
+        values,
+        keys,
+        steps,
+    };
+    source::history(&mut rng, limits)
 }
 
 /// An index of at least `keys` keys that grows, is cut, forked and searched.

@@ -111,7 +111,7 @@ fn steps(shape: &Shape) -> impl Strategy<Value = Step> + use<> {
 
 fn histories() -> impl Strategy<Value = History> {
     shapes().prop_flat_map(|shape| {
-        prop::collection::vec(steps(&shape), 1..16).prop_map(move |steps| History {
+        prop::collection::vec(steps(&shape), 1..24).prop_map(move |steps| History {
             shape: shape.clone(),
             steps,
         })
@@ -122,7 +122,7 @@ fn settings() -> ProptestConfig {
     let default = ProptestConfig::default();
     ProptestConfig {
         // Ten seconds in the dev profile; `PROPTEST_CASES` still scales it.
-        cases: 3 * default.cases,
+        cases: 4 * default.cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "tests/history.regressions",
         ))),

@@ -3,9 +3,7 @@
 //! A test, the soak and the fuzzer share it, so a program that uses it mounts `mod.rs` as `common` and this file as `history`.
 #![allow(dead_code, reason = "every program uses a part")]
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,15 +13,18 @@ use hira_index::{
     RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
 use hira_kernels::{Kernel, MAX_NORM};
-use hira_search::{HalfspaceSearcher, PlanChoice, Scratch, SearchConfig, SearchError, Selection};
+use hira_search::{HalfspaceSearcher, Scratch, SearchConfig, SearchError, Selection};
 use hira_threshold::ThresholdRule;
 
 use crate::common::{PLANS, ROWS, Rows, rows};
 
 pub(crate) mod oracle;
+pub(crate) mod report;
 pub(crate) mod source;
 
 use oracle::{RULES, Seen};
+pub(crate) use report::Report;
+use report::{count, note_ways, size};
 
 /// A way to build and update an index; every one must give the same answers.
 pub(crate) struct Variant {
@@ -285,38 +286,6 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What histories have done so far.
-#[derive(Debug, Default)]
-pub(crate) struct Report {
-    /// Queries times visible keys, of every search that was compared with brute force.
-    pub(crate) checks: u64,
-    pub(crate) searches: u64,
-    /// Checks by category and name.
-    pub(crate) totals: BTreeMap<(&'static str, String), u64>,
-    /// Most keys in one index.
-    pub(crate) longest: usize,
-    /// Hashes of what was reached: structures of indexes, and buckets of what searches counted.
-    pub(crate) reached: BTreeSet<u64>,
-}
-
-impl Report {
-    pub(crate) fn add(&mut self, other: Self) {
-        self.checks += other.checks;
-        self.searches += other.searches;
-        self.longest = self.longest.max(other.longest);
-        for (key, checks) in other.totals {
-            *self.totals.entry(key).or_default() += checks;
-        }
-        self.reached.extend(other.reached);
-    }
-
-    fn reach(&mut self, what: impl Hash) {
-        let mut hasher = DefaultHasher::new();
-        what.hash(&mut hasher);
-        self.reached.insert(hasher.finish());
-    }
-}
-
 /// Runs a history from empty indexes on; every step that changes one is validated if its number is a multiple of
 /// `validate_every` (0: none).
 ///
@@ -458,13 +427,13 @@ impl<'a> Runner<'a> {
             }
             Op::Search(search) => return self.search(on, search),
         }
-        let validate = self.validate_every > 0 && number.is_multiple_of(self.validate_every);
+        if self.validate_every > 0 && number.is_multiple_of(self.validate_every) {
+            let changed = &self.pairs[on].index;
+            let valid = changed.validate();
+            valid.map_err(|error| format!("{error}\n{changed}"))?;
+        }
         for pair in &self.pairs {
             check_keys(pair, dim)?;
-            if validate {
-                let valid = pair.index.validate();
-                valid.map_err(|error| format!("{error}\n{}", pair.index))?;
-            }
             let levels = pair.index.segments().map(|segment| segment.levels().len());
             self.report.longest = self.report.longest.max(pair.index.len());
             self.report.reach((
@@ -708,56 +677,4 @@ fn compare(
     }
     oracle::check_tail(scores, positions, scale, &found.tail)
         .map_err(|what| format!("{what}, scale {scale}: {stats:?}"))
-}
-
-/// Adds the checks of one search to the totals.
-fn count(
-    report: &mut Report,
-    shape: &Shape,
-    index: &HierarchicalIndex,
-    plan: PlanChoice,
-    rule: &'static str,
-    checks: u64,
-) {
-    report.checks += checks;
-    report.searches += 1;
-    let keys = match index.len() {
-        0..=1 => "0 or 1 keys",
-        2..=1_023 => "to 1,023 keys",
-        1_024..=131_072 => "to 131,072 keys",
-        131_073..=999_999 => "to 999,999 keys",
-        _ => "1,000,000 keys and more",
-    };
-    let dim = match shape.dim % 16 {
-        0 => "dim a multiple of 16",
-        _ => "dim no multiple of 16",
-    };
-    let names = [
-        ("plan", format!("{plan:?}")),
-        ("rule", rule.into()),
-        ("build", shape.variant().name.into()),
-        ("levels", format!("{} levels", shape.levels)),
-        ("kernel", index.kernel().name().into()),
-        ("shape", keys.into()),
-        ("shape", dim.into()),
-    ];
-    for name in names {
-        *report.totals.entry(name).or_default() += checks;
-    }
-}
-
-/// Notes which ways a search took. A few counts each, so that it is the rare ones that are new.
-fn note_ways(report: &mut Report, shape: &Shape, rule: &'static str, found: &Selection) {
-    let stats = found.stats;
-    let (plan, hidden) = (stats.plan, stats.stored > stats.visible);
-    report.reach((plan, stats.rescanned, stats.truncated, hidden, rule));
-    report.reach((plan, shape.levels, shape.variant, shape.kernel));
-    report.reach((plan, size(stats.visible), size(stats.scanned)));
-    let beyond = size(stats.survivors - stats.selected);
-    report.reach((plan, size(stats.candidates), beyond));
-}
-
-/// A bucket for a count: its number of binary digits.
-fn size(count: usize) -> u32 {
-    usize::BITS - count.leading_zeros()
 }

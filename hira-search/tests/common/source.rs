@@ -13,13 +13,16 @@ use super::{
 pub(crate) struct Limits {
     /// Values (keys times dimension) of all appended batches together.
     pub(crate) values: usize,
+    /// Keys of all appended batches together.
+    pub(crate) keys: usize,
     pub(crate) steps: usize,
 }
 
 impl Limits {
-    /// For the fuzzer and its corpus: thousands of histories a second.
+    /// For the fuzzer and its corpus: hundreds of histories a second.
     pub(crate) const FUZZ: Self = Self {
         values: 60_000,
+        keys: 4_000,
         steps: 40,
     };
 }
@@ -63,7 +66,7 @@ impl Source for StdRng {
 /// A history from a source's choices.
 pub(crate) fn history(source: &mut impl Source, limits: Limits) -> History {
     let shape = shape(source);
-    let mut left = limits.values / usize::from(shape.dim);
+    let mut left = limits.keys.min(limits.values / usize::from(shape.dim));
     let mut steps = Vec::new();
     while steps.len() < limits.steps && source.has_more() {
         let op = op(source, &shape, &mut left);
