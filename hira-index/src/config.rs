@@ -3,7 +3,7 @@
 use hira_kernels::{MAX_DIM, TILE};
 use serde::{Deserialize, Serialize};
 
-use crate::{BuilderConfig, IndexError, UpdateConfig};
+use crate::{BuilderConfig, IndexError, ProductConfig, UpdateConfig};
 
 /// The shape of an index: one value for its whole life.
 ///
@@ -44,6 +44,9 @@ pub struct IndexConfig {
     pub background: bool,
     /// The sample of positions that sampled rules look at.
     pub sample: SampleConfig,
+    /// Product codes of every sealed segment that is long enough for coarse levels, beside its sketch; `None` for none.
+    /// Default: `None`.
+    pub product: Option<ProductConfig>,
 }
 
 /// A uniform sample of the stored positions, kept up to date at O(1) a key.
@@ -84,6 +87,7 @@ impl Default for IndexConfig {
             update: UpdateConfig::default(),
             background: false,
             sample: SampleConfig::default(),
+            product: None,
         }
     }
 }
@@ -148,6 +152,19 @@ impl IndexConfig {
         self
     }
 
+    /// Sets [`product`](Self::product).
+    pub fn with_product(mut self, product: Option<ProductConfig>) -> Self {
+        self.product = product;
+        self
+    }
+
+    /// How a sealed segment of `len` keys is product-quantised, if it is: not if it has no sketch or is shorter than
+    /// [`min_coarse_len`](Self::min_coarse_len).
+    pub fn product_of(&self, len: usize) -> Option<&ProductConfig> {
+        let worthwhile = self.num_levels > 0 && len >= self.min_coarse_len.max(1);
+        self.product.as_ref().filter(|_| worthwhile)
+    }
+
     /// Coarse levels of a sealed segment of `len` keys.
     pub fn coarse_levels(&self, len: usize) -> usize {
         if len < self.min_coarse_len.max(1) {
@@ -195,6 +212,7 @@ impl IndexConfig {
             None => {}
         }
         self.builder.validate()?;
-        self.update.validate()
+        self.update.validate()?;
+        self.product.map_or(Ok(()), |product| product.validate())
     }
 }

@@ -367,6 +367,7 @@ impl HierarchicalIndex {
         for segment in self.segments() {
             memory.keys += segment.key_bytes();
             memory.sketch += segment.sketch_bytes();
+            memory.product += segment.product_bytes();
             for (bytes, level) in memory.levels.iter_mut().zip(segment.levels()) {
                 *bytes += level.memory_usage();
             }

@@ -29,6 +29,7 @@ mod error;
 mod index;
 mod level;
 mod memory;
+mod product;
 mod reservoir;
 mod rows;
 mod segment;
@@ -49,6 +50,7 @@ pub use error::IndexError;
 pub use index::HierarchicalIndex;
 pub use level::Level;
 pub use memory::IndexMemory;
+pub use product::{ProductCodes, ProductConfig, ProductQuantizationBuilder};
 pub use segment::Segment;
 pub use update::{
     DynamicUpdater, IncrementalUpdater, RebuildTrigger, RebuildUpdater, UpdateConfig,

@@ -9,6 +9,8 @@ pub struct IndexMemory {
     pub keys: usize,
     /// The sketch: codes and parameters of the tiles, their norms, the segment centres, and the order of the slots.
     pub sketch: usize,
+    /// The product codes with their codebooks, where segments have them.
+    pub product: usize,
     /// The coarse levels, level 0 (the coarsest) first.
     pub levels: Vec<usize>,
     /// The sample of positions, and what undoes it.
@@ -18,7 +20,8 @@ pub struct IndexMemory {
 impl IndexMemory {
     /// Bytes of all parts.
     pub fn total(&self) -> usize {
-        self.keys + self.sketch + self.levels.iter().sum::<usize>() + self.sample
+        let parts = self.keys + self.sketch + self.product + self.sample;
+        parts + self.levels.iter().sum::<usize>()
     }
 }
 
@@ -31,6 +34,9 @@ impl fmt::Display for IndexMemory {
             self.keys,
             self.sketch
         )?;
+        if self.product > 0 {
+            write!(f, ", product {}", self.product)?;
+        }
         for (i, bytes) in self.levels.iter().enumerate() {
             write!(f, ", level {i} {bytes}")?;
         }

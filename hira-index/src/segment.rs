@@ -3,12 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 
-use hira_kernels::{Kernel, SketchView, TILE};
+use hira_kernels::{Kernel, ProductView, SketchView, TILE};
 
 use crate::level::Level;
 use crate::sketch::{Sketch, reserve};
 use crate::update::Insertion;
-use crate::{BuildInput, Builder, IndexConfig, IndexError, build_checked, memory, rows};
+use crate::{
+    BuildInput, Builder, IndexConfig, IndexError, ProductCodes, build_checked, memory, rows,
+};
 
 /// Consecutive keys of an index: exact rows, their sketch and, once sealed, their coarse levels.
 ///
@@ -39,6 +41,7 @@ pub struct Segment {
     keys: Vec<f32>,
     centre: Vec<f32>,
     sketch: Option<Sketch>,
+    product: Option<ProductCodes>,
     order: Option<Vec<u32>>,
     levels: Vec<Level>,
     state: State,
@@ -82,6 +85,12 @@ impl Segment {
     /// The quantised keys in slot order; `None` in an index of no levels.
     pub fn sketch(&self) -> Option<SketchView<'_>> {
         self.sketch.as_ref().map(Sketch::view)
+    }
+
+    /// The product codes in slot order, about [`centre`](Self::centre); `None` if the segment is open or
+    /// [`IndexConfig::product_of`] says that it has none.
+    pub fn product(&self) -> Option<ProductView<'_>> {
+        self.product.as_ref().map(ProductCodes::view)
     }
 
     /// The point about which the sketch is quantised. Once the segment is built this is the mean of its keys.
@@ -204,6 +213,7 @@ impl Segment {
             keys: Vec::new(),
             centre,
             sketch: (config.num_levels > 0).then(|| Sketch::new(config.dim)),
+            product: None,
             order: None,
             levels: Vec::new(),
             state: State::Open,
@@ -288,6 +298,10 @@ impl Segment {
         self.centre = rows::mean(self.keys.chunks_exact(self.dim), self.dim);
         self.sketch = (config.num_levels > 0)
             .then(|| sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref()));
+        let order = self.order.as_deref();
+        self.product = config
+            .product_of(self.len())
+            .map(|product| ProductCodes::new(kernel, product, &self.keys, &self.centre, order));
         self.state = State::Sealed;
     }
 
@@ -304,6 +318,17 @@ impl Segment {
     /// What the sketch has to be, made anew from the keys.
     pub(crate) fn sketch_again(&self, kernel: Kernel) -> Sketch {
         sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref())
+    }
+
+    /// What the product codes have to be, made anew from the keys and the same codebooks.
+    pub(crate) fn product_again(&self, kernel: Kernel) -> Option<ProductCodes> {
+        let order = self.order.as_deref();
+        let product = self.product.as_ref()?;
+        Some(product.again(kernel, &self.keys, &self.centre, order))
+    }
+
+    pub(crate) fn product_bytes(&self) -> usize {
+        self.product.as_ref().map_or(0, ProductCodes::bytes)
     }
 
     pub(crate) fn key_bytes(&self) -> usize {
@@ -353,13 +378,20 @@ impl fmt::Debug for Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::KMeansBuilder;
+    use crate::{KMeansBuilder, ProductConfig};
 
     fn sealed() -> (Segment, IndexConfig) {
+        sealed_of(1.0)
+    }
+
+    fn sealed_of(scale: f32) -> (Segment, IndexConfig) {
         let config = IndexConfig::new(3)
             .with_branching_factor(4)
-            .with_min_coarse_len(0);
-        let keys: Vec<f32> = (0..40 * 3).map(|i| (i as f32 * 0.77).sin()).collect();
+            .with_min_coarse_len(0)
+            .with_product(Some(ProductConfig::default().with_subvectors(2)));
+        let keys: Vec<f32> = (0..40 * 3)
+            .map(|i| scale * (i as f32 * 0.77).sin())
+            .collect();
         let mut segment = Segment::open(0, &config, vec![0.0; 3]);
         segment.append(Kernel::best(), &keys, config.segment_len);
         segment.seal(Kernel::best(), &config, &KMeansBuilder::default());
@@ -392,6 +424,15 @@ mod tests {
             found(|segment| segment.state = State::Open),
             Err("an open segment has no coarse levels")
         );
+        assert_eq!(
+            found(|segment| segment.product = None),
+            Err("it has product codes if it is to have them")
+        );
+        let other = sealed_of(-1.0).0.product;
+        assert_eq!(
+            found(|segment| segment.product = other),
+            Err("the product codes are what the keys give")
+        );
         assert!(found(|segment| drop(segment.levels.remove(0))).is_err());
         assert!(found(|segment| segment.levels.swap(0, 1)).is_err());
     }
@@ -403,6 +444,7 @@ mod tests {
             found(|segment| {
                 segment.keys.iter_mut().for_each(|x| *x += by);
                 segment.sketch = Some(segment.sketch_again(Kernel::best()));
+                segment.product = segment.product_again(Kernel::best());
             })
         };
         assert_eq!(moved(0.0), Ok(()));

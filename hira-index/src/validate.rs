@@ -1,7 +1,7 @@
 //! The invariants of an index, checked from the outside in. For tests and for whoever suspects a bug: it takes far
 //! longer than anything else here.
 
-use hira_kernels::{Kernel, QueryGroup, SegmentOffsets, TILE, tile_lines};
+use hira_kernels::{Kernel, ProductTables, QueryGroup, SegmentOffsets, TILE, tile_lines};
 
 use crate::reservoir::Reservoir;
 use crate::rows;
@@ -16,8 +16,8 @@ impl HierarchicalIndex {
     /// Proves the invariants that a search relies on, or names one that does not hold.
     ///
     /// Segments follow each other without a gap; keys may be stored; the sketch is what its keys give, and its
-    /// intervals contain their scores for a sample of queries; the sampled positions are
-    /// those of a sample made anew; slots are a permutation of positions; clusters nest and
+    /// intervals contain their scores for a sample of queries; so are the product codes, and the bounds of their tiles; the sampled
+    /// positions are those of a sample that was made anew; slots are a permutation of positions; clusters nest and
     /// cover their segment; balls and boxes contain their members, and their bounds are not below the members' scores.
     ///
     /// # Complexity
@@ -114,6 +114,13 @@ impl Segment {
             "it has a sketch unless there are no levels",
         )?;
         self.validate_sketch(kernel)?;
+        let built = self.is_sealed() && !self.is_building();
+        let product = config.product_of(self.len()).filter(|_| built);
+        claim(
+            self.product().is_some() == product.is_some(),
+            "it has product codes if it is to have them",
+        )?;
+        self.validate_product(kernel)?;
         self.validate_levels(kernel)
     }
 
@@ -167,6 +174,33 @@ impl Segment {
                     "the interval of a key contains its score",
                 )?;
             }
+        }
+        Ok(())
+    }
+
+    fn validate_product(&self, kernel: Kernel) -> Result<(), &'static str> {
+        let (Some(product), Some(again)) = (self.product(), self.product_again(kernel)) else {
+            return Ok(());
+        };
+        let again = again.view();
+        claim(
+            (product.shape, product.len) == (again.shape, again.len)
+                && product.codes == again.codes
+                && product.levels == again.levels,
+            "the product codes are what the keys give",
+        )?;
+        let mut group = QueryGroup::new();
+        group.prepare(kernel, self.slot_key(0), self.centre().len());
+        let mut tables = ProductTables::new();
+        tables.prepare(kernel, &group, product, self.centre());
+        let mut bounds = vec![0.0; product.tiles()];
+        kernel.product_bounds_into(product, 0..product.tiles(), &tables, &mut bounds);
+        for slot in 0..self.len() {
+            let score = kernel.score(group.query(0), self.slot_key(slot as u32));
+            claim(
+                score <= bounds[slot / TILE],
+                "the bound of a tile is not below the score of a key in it",
+            )?;
         }
         Ok(())
     }

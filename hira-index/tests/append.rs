@@ -3,7 +3,7 @@
 mod common;
 
 use common::{KINDS, Kind, bits, builder, dim, keys, kind, small_config, stored, update};
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
 use hira_kernels::Kernel;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -63,6 +63,7 @@ proptest! {
         builder in builder(),
         update in update(),
         background in any::<bool>(),
+        product in prop_oneof![Just(None), (1usize..20, any::<bool>()).prop_map(Some)],
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 1..12),
     ) {
@@ -72,7 +73,11 @@ proptest! {
             .with_min_coarse_len(min_coarse_len)
             .with_builder(builder)
             .with_update(update)
-            .with_background(background);
+            .with_background(background)
+            .with_product(product.map(|(subvectors, wide)| {
+                let bits = if wide { 8 } else { 4 };
+                ProductConfig::default().with_subvectors(subvectors).with_bits(bits)
+            }));
         let mut index = HierarchicalIndex::new(config).unwrap();
         let mut expected: Vec<f32> = Vec::new();
         let mut forks = Vec::new();

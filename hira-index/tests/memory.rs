@@ -3,13 +3,14 @@
 mod common;
 
 use common::{Kind, keys, small_config};
-use hira_index::{HierarchicalIndex, IndexConfig, IndexMemory, Segment};
+use hira_index::{HierarchicalIndex, IndexConfig, IndexMemory, ProductConfig, Segment};
 
 /// Bytes of the contents of an index, computed from what its segments show.
 fn contents(index: &HierarchicalIndex) -> IndexMemory {
     let mut memory = IndexMemory {
         keys: 0,
         sketch: 0,
+        product: 0,
         levels: vec![0; index.num_levels().saturating_sub(1)],
         sample: index.memory_usage().sample,
     };
@@ -17,6 +18,9 @@ fn contents(index: &HierarchicalIndex) -> IndexMemory {
     for segment in index.segments() {
         memory.keys += segment.keys().len() * 4;
         memory.sketch += sketch_bytes(segment) + vector;
+        memory.product += segment.product().map_or(0, |product| {
+            product.codes.len() + 4 * (product.entries.len() + product.levels.len())
+        });
         for (bytes, level) in memory.levels.iter_mut().zip(segment.levels()) {
             // Centroid, lo and hi; radius and two norms; the end of the children.
             *bytes += level.len() * (3 * vector + 3 * 4 + 4);
@@ -37,12 +41,20 @@ fn sketch_bytes(segment: &Segment) -> usize {
 fn sealed_segments_hold_nothing_spare() {
     for num_levels in 0..=4 {
         for dim in [1, 3, 16, 64, 80, 128] {
-            let mut index =
-                HierarchicalIndex::new(small_config(dim).with_num_levels(num_levels)).unwrap();
+            let mut index = HierarchicalIndex::new(
+                small_config(dim)
+                    .with_num_levels(num_levels)
+                    .with_product((dim != 16).then(ProductConfig::default)),
+            )
+            .unwrap();
             for key in keys(Kind::Offset, 150, dim, 1).chunks(dim) {
                 index.append(key).unwrap();
             }
             index.seal();
+            assert_eq!(
+                index.memory_usage().product > 0,
+                num_levels > 0 && dim != 16
+            );
             assert_eq!(
                 index.memory_usage(),
                 contents(&index),

@@ -5,7 +5,7 @@ mod common;
 use common::{Kind, bits, keys, small_config, stored};
 use hira_index::{
     BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, IndexError,
-    KMeansBuilder, RebuildTrigger, RebuildUpdater, UpdateConfig,
+    KMeansBuilder, ProductConfig, RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
 use serde::Deserialize;
 use serde::de::value::{Error, MapDeserializer};
@@ -146,6 +146,16 @@ fn configurations_are_checked_by_key() {
         ),
     ] {
         assert_eq!(refused(config.clone().with_update(update)), key);
+    }
+    for (product, key) in [
+        (ProductConfig::default().with_bits(6), "product.bits"),
+        (
+            ProductConfig::default().with_subvectors(0),
+            "product.subvectors",
+        ),
+        (ProductConfig::default().with_train(0), "product.train"),
+    ] {
+        assert_eq!(refused(config.clone().with_product(Some(product))), key);
     }
     for extreme in [
         config

@@ -9,6 +9,8 @@
 //! * [`QueryGroup`], [`Kernel::intervals_into`], [`Kernel::scan_into`]: proven intervals for the scores of a whole
 //!   group of queries in one pass over the tiles, and the slots whose upper bound reaches a threshold.
 //! * [`Centroids`], [`Kernel::nearest_into`]: which of a few centroids is nearest to each of many points.
+//! * [`Kernel::product_encode`], [`ProductTables`], [`Kernel::product_bounds_into`]: codes of a few bits a subvector, and a
+//!   proven upper bound for each tile of them.
 //! * [`Kernel::exp_weights_into`], [`Kernel::weighted_sum_into`], [`SoftmaxState`]: the softmax that follows.
 //!
 //! # Numerics
@@ -55,6 +57,7 @@ mod exp;
 mod kernel;
 mod lanes;
 mod nearest;
+mod product;
 mod query;
 mod scalar;
 mod scan;
@@ -72,6 +75,7 @@ pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
 pub use kernel::{Avx2, Avx512};
 pub use nearest::Centroids;
+pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};
 pub use query::{QueryGroup, SegmentOffsets};
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};

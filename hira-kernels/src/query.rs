@@ -93,7 +93,7 @@ impl QueryConstants {
 /// Each product passes through at most `ceil(dim/16)` fused multiply-adds and 4 additions, each with relative error
 /// `u = 2^-24`: `gamma_n = n*u / (1 - n*u)` with `n = ceil(dim/16) + 4` (Higham, Accuracy and Stability of Numerical
 /// Algorithms, section 3.1).
-fn gamma(dim: usize) -> f64 {
+pub(crate) fn gamma(dim: usize) -> f64 {
     let n = (dim.div_ceil(TILE) + 4) as f64;
     n * UNIT / (1.0 - n * UNIT)
 }

@@ -3,7 +3,7 @@
 #[allow(dead_code, reason = "shared by several test files")]
 mod common;
 
-use common::{Sketch, mean, values};
+use common::{Sketch, awkward, mean, row, rows, values};
 use hira_kernels::{Candidates, Kernel, ScanQuery, TILE, tile_lines};
 use proptest::prelude::*;
 
@@ -85,30 +85,6 @@ fn check(kernel: Kernel, keys: &[f32], queries: &[f32], centre: &[f32]) {
             assert!((f64::from(score) - exact).abs() <= n * 6e-8 * magnitude + dim as f64 * 1e-45);
         }
     }
-}
-
-/// Rows of one kind after the other: ordinary, sparse, constant, one large component, tiny, huge, zero, repeated.
-fn awkward(seed: u64, count: usize, dim: usize, scale: f32) -> Vec<f32> {
-    let mut keys = values(seed, count * dim, scale);
-    for (i, row) in keys.chunks_exact_mut(dim).enumerate() {
-        match i % 9 {
-            1 => row.iter_mut().skip(1).step_by(2).for_each(|v| *v = 0.0),
-            2 => row.fill(scale),
-            3 => row[i % dim] *= 1e4,
-            4 => row.iter_mut().for_each(|v| *v *= 1e-25),
-            5 => row.fill(0.0),
-            6 => row
-                .iter_mut()
-                .for_each(|v| *v = v.signum() * f32::from_bits(1)),
-            7 => row.fill(-0.0),
-            _ => {}
-        }
-    }
-    let repeated = keys[..dim].to_vec();
-    if count > 10 {
-        keys[10 * dim..11 * dim].copy_from_slice(&repeated);
-    }
-    keys
 }
 
 #[test]
@@ -219,30 +195,6 @@ fn extreme_codes_do_not_overflow() {
             }
         }
     }
-}
-
-fn row(dim: usize) -> impl Strategy<Value = Vec<f32>> {
-    let value = prop_oneof![
-        8 => -1.0f32..1.0,
-        1 => Just(0.0f32),
-        1 => prop::num::f32::SUBNORMAL,
-        1 => (-126i32..40).prop_map(|e| (e as f32).exp2()),
-    ];
-    (prop::collection::vec(value, dim), -60i32..40).prop_map(|(mut row, exponent)| {
-        let scale = (exponent as f32).exp2();
-        row.iter_mut().for_each(|v| *v *= scale);
-        // Norms stay below 2^58, whatever the mixture: 2^40 * 2^40 would pass the limit.
-        let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        if largest > 2.9e17 / 16.0 {
-            let shrink = 1.8e16 / largest;
-            row.iter_mut().for_each(|v| *v *= shrink);
-        }
-        row
-    })
-}
-
-fn rows(dim: usize, count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<f32>> {
-    prop::collection::vec(row(dim), count).prop_map(|rows| rows.concat())
 }
 
 fn problem() -> impl Strategy<Value = (Vec<f32>, Vec<f32>, Vec<f32>)> {

@@ -56,7 +56,7 @@ impl MemoryReport {
         for (level, bytes) in index.levels.iter().enumerate() {
             self.add(Part::Level(level), *bytes, policy, tiers);
         }
-        self.add(Part::Sketch, index.sketch, policy, tiers);
+        self.add(Part::Sketch, index.sketch + index.product, policy, tiers);
         self.add(Part::Keys, index.keys, policy, tiers);
         self.add(Part::Values, values, policy, tiers);
         self.add(Part::Sample, index.sample, policy, tiers);
@@ -97,7 +97,8 @@ mod tests {
     fn parts_of_several_indexes_add_up_by_tier() {
         let index = IndexMemory {
             keys: 100,
-            sketch: 30,
+            sketch: 20,
+            product: 10,
             levels: vec![1, 2],
             sample: 8,
         };

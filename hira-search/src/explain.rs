@@ -163,15 +163,16 @@ impl fmt::Display for Explanation {
         )?;
         writeln!(
             f,
-            "  {:<18} {:>12} {:>10} {:>10} {:>12} {:>10}",
-            "", "sketch keys", "bounds", "rows", "bytes", "us"
+            "  {:<20} {:>10} {:>10} {:>12} {:>10} {:>12} {:>10}",
+            "", "clusters", "codes", "sketch keys", "rows", "bytes", "us"
         )?;
         let line = |f: &mut fmt::Formatter<'_>, name: &str, work: &Work| {
             writeln!(
                 f,
-                "  {name:<18} {:>12.0} {:>10.0} {:>10.0} {:>12.0} {:>10.1}",
-                work.sketched,
+                "  {name:<20} {:>10.0} {:>10.0} {:>12.0} {:>10.0} {:>12.0} {:>10.1}",
                 work.bounds,
+                work.coded,
+                work.sketched,
                 work.scored,
                 work.bytes,
                 work.nanos / 1e3

@@ -25,6 +25,10 @@ pub struct SearchHistory {
     passed: [f64; MAX_COARSE],
     /// Searches since the last tree plan that descended all levels.
     since_tree: u32,
+    /// Share of the keys with product codes whose tiles these left to be read; a moving average, 1 before the first measurement.
+    marked: f64,
+    /// Searches since the last product plan.
+    since_product: u32,
     /// For each query of the group, ascending positions of the keys that survived its last search.
     previous: Vec<Vec<u32>>,
     /// Candidates for each key wanted when the first threshold came from `previous`; a moving average.
@@ -39,6 +43,8 @@ impl Default for SearchHistory {
             survivors: 0.02,
             passed: [1.0; MAX_COARSE],
             since_tree: u32::MAX,
+            marked: 1.0,
+            since_product: u32::MAX,
             previous: Vec::new(),
             warm_candidates: 0.0,
             since_warm: 0,
@@ -47,7 +53,7 @@ impl Default for SearchHistory {
 }
 
 impl SearchHistory {
-    /// Searches between two tries of a tree plan that does not pay.
+    /// Searches between two tries of a plan that does not pay.
     pub(crate) const PROBE_EVERY: u32 = 256;
 
     /// Bytes held.
@@ -88,6 +94,25 @@ impl SearchHistory {
         if full {
             self.since_tree = 0;
         }
+    }
+
+    /// Share of the keys with product codes whose tiles they leave to be read.
+    pub(crate) fn marked(&self) -> f64 {
+        self.marked
+    }
+
+    /// Counts a search, and says whether the product codes are to be measured by it.
+    pub(crate) fn product_is_due(&mut self) -> bool {
+        self.since_product = self.since_product.saturating_add(1);
+        self.since_product > Self::PROBE_EVERY
+    }
+
+    /// Notes how many of the keys with product codes were ruled out.
+    pub(crate) fn note_product(&mut self, coded: usize, skipped: usize) {
+        let first = self.since_product == u32::MAX;
+        let share = 1.0 - skipped as f64 / coded.max(1) as f64;
+        self.marked += (share - self.marked) * if first { 1.0 } else { RECENT };
+        self.since_product = 0;
     }
 
     /// Notes the fraction of keys that a fixed threshold left to be scored.

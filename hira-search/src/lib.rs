@@ -9,9 +9,10 @@
 //!
 //! # How a group is answered
 //! 1. **Plan** ([`Plan`]): dense for short indexes and wide selections, else a scan of the int8 sketch, after a descent of the coarse
-//!    levels where that is measured to pay.
-//! 2. **Threshold**: given for a fixed rule, computed from the scores of the index's sample for a sampled one. For top-k the lower
-//!    bounds of a few sampled tiles give a guess.
+//!    levels or a pass over the product codes where that is measured to pay.
+//! 2. **Threshold**: given for a fixed rule, computed from the scores of the index's sample for a sampled one. For top-k the keys that
+//!    survived the previous step prove one for the new query; without them the clusters with the highest bounds do (tree plan), or the
+//!    lower bounds of a few sampled tiles give a guess.
 //! 3. **Scan**: one pass over the sketch gives every key an interval for every query of the group; keys whose upper bound reaches the
 //!    threshold become candidates, the others add the weight of their upper bound to the tail.
 //! 4. **Proof**: the k-th largest lower bound among candidates is a proven threshold. If the guess lies above it, the sketch is scanned again
@@ -32,6 +33,7 @@ mod hits;
 mod naive;
 mod partition;
 mod plan;
+mod product;
 mod resolve;
 mod scan;
 mod scratch;

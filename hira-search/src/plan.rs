@@ -20,6 +20,8 @@ pub enum Plan {
     SketchScan,
     /// Clusters were pruned by the coarse levels first, then as `SketchScan` on the tiles that were left.
     Tree,
+    /// Tiles were ruled out by their product codes first, then as `SketchScan` on the tiles that were left.
+    Product,
 }
 
 impl fmt::Display for Plan {
@@ -28,6 +30,7 @@ impl fmt::Display for Plan {
             Self::Dense => "dense",
             Self::SketchScan => "sketch scan",
             Self::Tree => "tree",
+            Self::Product => "product codes",
         })
     }
 }
@@ -40,7 +43,7 @@ pub enum PlanChoice {
     #[default]
     Auto,
     /// This plan, where it can be followed: selecting every visible key is always dense, so is an index without a sketch, and
-    /// `Tree` on an index without coarse levels is a `SketchScan`.
+    /// `Tree` on an index without coarse levels is a `SketchScan`, as is `Product` on one without product codes.
     Force(Plan),
 }
 
@@ -64,8 +67,10 @@ const GATHER_BYTE: f64 = 0.05;
 const BOUND: f64 = 8.0;
 const BOUND_BYTE: f64 = 0.03;
 
-/// A tree plan must be this much cheaper than a scan: what its levels prune varies from step to step.
-const TREE_MARGIN: f64 = 1.1;
+/// The bound of a key by its product code, for one query.
+const CODED_KEY: f64 = 0.4;
+/// A plan that prunes must be this much cheaper than a scan: what it prunes varies from step to step.
+const MARGIN: f64 = 1.1;
 
 /// The most coarse levels a segment can have.
 pub(crate) const MAX_COARSE: usize = IndexConfig::MAX_LEVELS - 1;
@@ -82,6 +87,9 @@ pub(crate) struct Shape {
     pub(crate) coarse_keys: usize,
     /// Clusters of those segments on each coarse level, the coarsest first.
     pub(crate) clusters: [usize; MAX_COARSE],
+    /// Visible keys in segments with product codes, and the bytes of those codes.
+    pub(crate) coded_keys: usize,
+    pub(crate) code_bytes: usize,
 }
 
 impl Shape {
@@ -95,6 +103,10 @@ impl Shape {
             ..Self::default()
         };
         for visible in Visible::segments(group.index, group.visible) {
+            if let Some(product) = visible.segment.product() {
+                shape.coded_keys += visible.len;
+                shape.code_bytes += visible.tiles() * product.shape.tile_bytes();
+            }
             let levels = visible.segment.levels();
             if levels.is_empty() || visible.is_mixed() {
                 continue;
@@ -118,6 +130,8 @@ impl Shape {
 pub struct Work {
     /// Keys whose sketch is read, once for the whole group.
     pub sketched: f64,
+    /// Keys whose product codes are read, once for the whole group.
+    pub coded: f64,
     /// Cluster bounds computed, for all queries of the group together.
     pub bounds: f64,
     /// Keys scored exactly: for a dense plan once for the group, else for all queries together.
@@ -215,7 +229,12 @@ pub(crate) fn estimates<'a>(
         depth,
         work: tree(shape, history, depth),
     });
-    flat.into_iter().chain(trees)
+    let product = (shape.coded_keys > 0).then(|| PlanEstimate {
+        plan: Plan::Product,
+        depth: 0,
+        work: product(shape, history),
+    });
+    flat.into_iter().chain(trees).chain(product)
 }
 
 fn dense(shape: &Shape) -> Work {
@@ -240,10 +259,10 @@ fn scan(shape: &Shape, history: &SearchHistory, keys: f64) -> Work {
     let sketch = keys * (shape.dim + 4) as f64;
     Work {
         sketched: keys,
-        bounds: 0.0,
         scored,
         bytes: sketch + scored * row,
         nanos: SCAN + sketch * SCAN_BYTE + scored * (GATHER + row * GATHER_BYTE),
+        ..Work::default()
     }
 }
 
@@ -263,13 +282,24 @@ fn tree(shape: &Shape, history: &SearchHistory, depth: usize) -> Work {
     work
 }
 
+fn product(shape: &Shape, history: &SearchHistory) -> Work {
+    let (coded, bytes) = (shape.coded_keys as f64, shape.code_bytes as f64);
+    let uncoded = (shape.visible - shape.coded_keys) as f64;
+    let mut work = scan(shape, history, uncoded + coded * history.marked());
+    work.coded = coded;
+    work.bytes += bytes;
+    work.nanos += bytes * SCAN_BYTE + coded * shape.queries as f64 * CODED_KEY;
+    work
+}
+
 /// The cheapest plan, or one that was not measured lately.
 ///
 /// A tree plan is tried in full once in a while wherever there are levels, since only a descent tells what they prune. On attention keys
 /// they prune almost nothing (at 8,192 keys 239 of 260 clusters stay), and the scan is kept.
 pub(crate) fn choose(shape: &Shape, history: &mut SearchHistory) -> Decision {
     let cost = |estimate: &PlanEstimate| {
-        let margin = if estimate.depth > 0 { TREE_MARGIN } else { 1.0 };
+        let prunes = matches!(estimate.plan, Plan::Tree | Plan::Product);
+        let margin = if prunes { MARGIN } else { 1.0 };
         estimate.work.nanos * margin
     };
     let cheapest = estimates(shape, history)
@@ -277,6 +307,9 @@ pub(crate) fn choose(shape: &Shape, history: &mut SearchHistory) -> Decision {
         .map_or((Plan::Dense, 0), |best| (best.plan, best.depth));
     if cheapest.0 != Plan::Dense && shape.depth() > 0 && history.tree_is_due() {
         return Decision::new(Plan::Tree, shape.depth(), Reason::Probe);
+    }
+    if cheapest.0 != Plan::Dense && shape.coded_keys > 0 && history.product_is_due() {
+        return Decision::new(Plan::Product, 0, Reason::Probe);
     }
     Decision::new(cheapest.0, cheapest.1, Reason::Cheapest)
 }
@@ -298,6 +331,7 @@ mod tests {
             count: Some(count),
             coarse_keys: if coarse { visible } else { 0 },
             clusters,
+            ..Shape::default()
         }
     }
 
@@ -344,5 +378,28 @@ mod tests {
         }
         let decision = choose(&long, &mut history);
         assert_eq!(decision, Decision::new(Plan::Tree, 2, Reason::Cheapest));
+    }
+
+    #[test]
+    fn product_codes_are_tried_and_kept_only_while_they_pay() {
+        let mut history = SearchHistory::default();
+        let long = Shape {
+            coded_keys: 100_000,
+            code_bytes: 900_000,
+            ..shape(100_000, 256, false)
+        };
+        let probe = (Plan::Product, Reason::Probe);
+        assert_eq!(plan(&long, &mut history), probe);
+        history.note_product(100_000, 1000);
+        let scan = (Plan::SketchScan, Reason::Cheapest);
+        for _ in 0..SearchHistory::PROBE_EVERY {
+            assert_eq!(plan(&long, &mut history), scan);
+        }
+        assert_eq!(plan(&long, &mut history), probe);
+        for _ in 0..100 {
+            history.note_product(100_000, 95_000);
+        }
+        let product = (Plan::Product, Reason::Cheapest);
+        assert_eq!(plan(&long, &mut history), product);
     }
 }

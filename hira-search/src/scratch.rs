@@ -10,6 +10,7 @@ use crate::group::Group;
 use crate::history::SearchHistory;
 use crate::partition::Partition;
 use crate::plan::{Decision, Plan, Shape, Work, choose};
+use crate::product::ProductPass;
 use crate::resolve::Resolving;
 use crate::scan::{Part, Scan};
 use crate::selection::{FirstThreshold, Selection};
@@ -42,6 +43,7 @@ pub struct Scratch {
     firsts: Vec<FirstThreshold>,
     partition: Partition,
     descent: Descent,
+    product: ProductPass,
     parts: Vec<Part>,
     rescoring: Vec<Rescoring>,
     dense: DenseScores,
@@ -70,6 +72,7 @@ impl Scratch {
             + self.sample.memory_usage()
             + self.partition.memory_usage()
             + self.descent.memory_usage()
+            + self.product.memory_usage()
             + self.dense.memory_usage()
             + 4 * (self.taus.capacity() + self.norms.capacity())
     }
@@ -126,7 +129,7 @@ impl Scratch {
         }
     }
 
-    /// Answers by the sketch, after pruning clusters if the plan is `Tree`.
+    /// Answers by the sketch, after pruning clusters if the plan is `Tree`, or tiles if it is `Product`.
     ///
     /// One pass is enough unless a guessed threshold was too high; then a second one starts from a proven threshold.
     pub(crate) fn search_sketch(
@@ -141,7 +144,7 @@ impl Scratch {
         self.prepare(group);
         self.first_taus(group, decision);
         loop {
-            let scanned = self.divide(group, decision);
+            let scanned = self.divide(group, decision, parallel);
             self.scan(group, parallel);
             self.work.sketched += scanned as f64;
             for (out, &tau) in out.iter_mut().zip(&self.taus) {
@@ -157,7 +160,7 @@ impl Scratch {
         self.remember(group, out);
         let (row, dim) = (4.0 * group.dim() as f64, group.dim() as f64);
         let clusters = self.work.bounds / group.len() as f64;
-        self.work.bytes =
+        self.work.bytes +=
             self.work.sketched * (dim + 4.0) + clusters * 3.0 * row + self.work.scored * row;
     }
 
@@ -233,18 +236,33 @@ impl Scratch {
     }
 
     /// Divides the tiles that must be read into parts, and counts their visible keys.
-    fn divide(&mut self, group: &Group<'_>, decision: Decision) -> usize {
+    fn divide(&mut self, group: &Group<'_>, decision: Decision, parallel: bool) -> usize {
         self.partition.clear();
         self.descent.begin(group.len());
+        if decision.plan == Plan::Product {
+            self.product
+                .mark(group, &self.prepared, &self.taus, parallel);
+        }
         for (i, visible) in Visible::segments(group.index, group.visible).enumerate() {
-            self.descent.push_tiles(
-                group,
-                &visible,
-                i,
-                decision.depth,
-                (&self.taus, &self.norms),
-                &mut self.partition,
-            );
+            if decision.plan == Plan::Product {
+                self.product
+                    .push_tiles(i, &mut self.descent, &mut self.partition);
+            } else {
+                self.descent.push_tiles(
+                    group,
+                    &visible,
+                    i,
+                    decision.depth,
+                    (&self.taus, &self.norms),
+                    &mut self.partition,
+                );
+            }
+        }
+        if decision.plan == Plan::Product {
+            self.work.coded += self.product.coded as f64;
+            self.work.bytes += self.product.bytes as f64;
+            self.history
+                .note_product(self.product.coded, self.descent.skipped);
         }
         if decision.plan == Plan::Tree {
             let levels = &self.descent.levels[..decision.depth];

@@ -203,7 +203,7 @@ impl HalfspaceSearcher {
         let decision = self.decide(&group, scratch);
         match decision.plan {
             Plan::Dense => scratch.search_dense(&group, self.config.parallel, out),
-            Plan::SketchScan | Plan::Tree => {
+            Plan::SketchScan | Plan::Tree | Plan::Product => {
                 scratch.search_sketch(&group, decision, self.config.parallel, out);
             }
         }
@@ -229,8 +229,11 @@ impl HalfspaceSearcher {
         match self.config.plan {
             PlanChoice::Auto => scratch.choose(group),
             PlanChoice::Force(plan) => {
-                let depth = Shape::of(group).depth();
-                if plan == Plan::Tree && depth == 0 {
+                let shape = Shape::of(group);
+                let depth = shape.depth();
+                let lacking = plan == Plan::Tree && depth == 0
+                    || plan == Plan::Product && shape.coded_keys == 0;
+                if lacking {
                     return Decision::new(Plan::SketchScan, 0, Reason::Replaced);
                 }
                 Decision::new(plan, depth, Reason::Forced)

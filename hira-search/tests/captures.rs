@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{PLANS, assert_exact, build};
 use half::f16;
-use hira_index::IndexConfig;
+use hira_index::{IndexConfig, ProductConfig};
 use hira_kernels::Kernel;
 use hira_search::{HalfspaceSearcher, Scratch, SearchConfig, Selection};
 use hira_threshold::ThresholdRule;
@@ -69,11 +69,17 @@ fn check(path: &Path) {
     let group = query_heads / heads;
     for head in 0..heads {
         let keys = &keys[head * len * dim..(head + 1) * len * dim];
-        let index = build(IndexConfig::new(dim), Kernel::best(), keys);
+        let product = Some(ProductConfig::default());
+        let index = build(
+            IndexConfig::new(dim).with_product(product),
+            Kernel::best(),
+            keys,
+        );
         let scan = build(
             IndexConfig::new(dim)
                 .with_num_levels(1)
-                .with_segment_len(2048),
+                .with_segment_len(2048)
+                .with_product(product),
             Kernel::best(),
             keys,
         );

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Mixed, PLANS, ROWS, Rows, assert_exact, bits, build, rows, search};
-use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig, SampleConfig};
 use hira_kernels::Kernel;
 use hira_search::{Plan, PlanChoice, SearchConfig, search_naive};
 use hira_threshold::{Threshold, ThresholdRule};
@@ -110,6 +110,10 @@ fn cases() -> impl Strategy<Value = Case> {
         prop::sample::select(vec![16usize, 64, 1024, 8192]),
         prop::sample::select(vec![0usize, 1, 16, 256, 65_536]),
         prop::sample::select(kernels),
+        prop_oneof![
+            1 => Just(None),
+            1 => (1usize..20, prop::sample::select(vec![4u32, 8])).prop_map(Some),
+        ],
     );
     let work = (
         prop::sample::select(ROWS.to_vec()),
@@ -121,7 +125,7 @@ fn cases() -> impl Strategy<Value = Case> {
     );
     (shape, work).prop_map(
         |(
-            (dim, len, levels, segment_len, sample, kernel),
+            (dim, len, levels, segment_len, sample, kernel, product),
             (rows, hidden, queries, seed, rule, scale),
         )| {
             Case {
@@ -130,7 +134,15 @@ fn cases() -> impl Strategy<Value = Case> {
                     .with_branching_factor(8)
                     .with_min_coarse_len(0)
                     .with_segment_len(segment_len)
-                    .with_sample(SampleConfig { size: sample, seed }),
+                    .with_sample(SampleConfig { size: sample, seed })
+                    .with_product(product.map(|(subvectors, bits)| {
+                        // Short training: the answers are the same, and the cases many.
+                        ProductConfig::default()
+                            .with_subvectors(subvectors)
+                            .with_bits(bits)
+                            .with_max_iterations(2)
+                            .with_train(300)
+                    })),
                 kernel,
                 rows,
                 // Keeps the largest cases within a second or two of debug time.
@@ -191,7 +203,9 @@ fn kernels_plans_and_threads_give_the_same_bits() {
     let (dim, len) = (64, 20_000);
     let keys = rows(Rows::Plain, len, dim, 1);
     let queries = rows(Rows::Plain, 3, dim, 2);
-    let config = IndexConfig::new(dim).with_segment_len(4096);
+    let config = IndexConfig::new(dim)
+        .with_segment_len(4096)
+        .with_product(Some(ProductConfig::default()));
     let pools = pools();
     for rule in [
         ThresholdRule::TopK { k: 100 },
@@ -233,7 +247,8 @@ fn the_history_of_an_index_does_not_matter() {
             let config = IndexConfig::new(dim)
                 .with_num_levels(levels)
                 .with_min_coarse_len(0)
-                .with_segment_len(segment_len);
+                .with_segment_len(segment_len)
+                .with_product(Some(ProductConfig::default().with_subvectors(5)));
             let mut grown = HierarchicalIndex::new(config.clone()).expect("a valid shape");
             let mut batches = grown.clone();
             let mut rest = keys.as_slice();
@@ -267,7 +282,8 @@ fn every_visible_prefix_is_exact() {
         .with_min_coarse_len(0)
         .with_branching_factor(4)
         .with_segment_len(64)
-        .with_sample(SampleConfig { size: 20, seed: 1 });
+        .with_sample(SampleConfig { size: 20, seed: 1 })
+        .with_product(Some(ProductConfig::default().with_subvectors(3)));
     let index = build(config, Kernel::best(), &keys);
     for visible in 0..=len {
         for rule in [

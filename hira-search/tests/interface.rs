@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Rows, assert_tail, bits, build, rows, search};
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
 use hira_kernels::Kernel;
 use hira_search::{
     HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, SearchError, Selection,
@@ -118,6 +118,7 @@ fn plans_that_cannot_be_followed_are_replaced() {
     assert_eq!(plan(0, Plan::Tree, 5).plan, Plan::Dense);
     assert_eq!(plan(1, Plan::Tree, 5).plan, Plan::SketchScan);
     assert_eq!(plan(3, Plan::Tree, 5).plan, Plan::Tree);
+    assert_eq!(plan(3, Plan::Product, 5).plan, Plan::SketchScan);
     assert_eq!(plan(3, Plan::SketchScan, len).plan, Plan::Dense);
     let stats = plan(3, Plan::Dense, 5);
     assert_eq!(
@@ -138,6 +139,33 @@ fn coarse_levels_prune_where_keys_are_clustered() {
     common::assert_exact(&index, &keys[..dim], len, &rule, 0.125, &found[0]);
     assert_eq!(found[0].stats.plan, Plan::Tree);
     assert!(found[0].stats.scanned < len / 2, "{:?}", found[0].stats);
+}
+
+#[test]
+fn product_codes_rule_out_tiles_where_keys_are_clustered() {
+    let (dim, len) = (16, 8192);
+    let keys = rows(Rows::Clusters, len, dim, 7);
+    let config = IndexConfig::new(dim)
+        .with_segment_len(4096)
+        .with_product(Some(ProductConfig::default().with_subvectors(4)));
+    let index = build(config, Kernel::best(), &keys);
+    let settings = SearchConfig::default().with_plan(PlanChoice::Force(Plan::Product));
+    let rule = ThresholdRule::TopK { k: 50 };
+    // With hidden keys, slots of the second segment must be looked at one by one; with the small scale every key that is
+    // left out weighs 1, so that the tail counts them.
+    for (visible, scale) in [(len, 0.125), (len - 1000, 0.125), (len - 1000, 1e-18)] {
+        let found = search(
+            &index,
+            &keys[..dim],
+            visible,
+            &rule,
+            scale,
+            settings.clone(),
+        );
+        common::assert_exact(&index, &keys[..dim], visible, &rule, scale, &found[0]);
+        assert_eq!(found[0].stats.plan, Plan::Product);
+        assert!(found[0].stats.scanned < len / 2, "{:?}", found[0].stats);
+    }
 }
 
 #[test]
@@ -336,7 +364,9 @@ fn rules_of_ones_own_may_answer_anything() {
 fn nothing_grows_in_steady_state() {
     let (dim, len) = (16, 12_000);
     let keys = rows(Rows::Plain, len, dim, 9);
-    let config = IndexConfig::new(dim).with_segment_len(4096);
+    let config = IndexConfig::new(dim)
+        .with_segment_len(4096)
+        .with_product(Some(ProductConfig::default()));
     let index = build(config, Kernel::best(), &keys);
     let rules = [
         ThresholdRule::TopK { k: 100 },

@@ -8,13 +8,15 @@
     reason = "one index names a query, half or strip in several arrays of registers"
 )]
 
+mod product;
 mod scan;
 mod score;
 mod softmax;
 
+use crate::product::{self as codes, CodeTiles, Query};
 use crate::scan::{Queries, Sink, Tiles};
 use crate::score::Rows;
-use crate::{Avx512, Line, QueryGroup};
+use crate::{Avx512, Line, ProductShape, ProductTables, ProductView, QueryGroup};
 
 impl Avx512 {
     pub(crate) fn scores(self, query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
@@ -60,6 +62,60 @@ impl Avx512 {
         }
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { vectorised(group) }
+    }
+
+    pub(crate) fn product_encode(
+        self,
+        shape: ProductShape,
+        keys: &[f32],
+        centre: &[f32],
+        entries: &[f32],
+        codes: &mut [u8],
+        reaches: &mut [f32],
+    ) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(
+            shape: ProductShape,
+            keys: &[f32],
+            centre: &[f32],
+            entries: &[f32],
+            codes: &mut [u8],
+            reaches: &mut [f32],
+        ) {
+            codes::encode(shape, keys, centre, entries, codes, reaches);
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(shape, keys, centre, entries, codes, reaches) }
+    }
+
+    pub(crate) fn product_tables(
+        self,
+        tables: &mut ProductTables,
+        group: &QueryGroup,
+        product: ProductView<'_>,
+        centre: &[f32],
+    ) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(
+            tables: &mut ProductTables,
+            group: &QueryGroup,
+            product: ProductView<'_>,
+            centre: &[f32],
+        ) {
+            tables.fill(group, product, centre);
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(tables, group, product, centre) }
+    }
+
+    pub(crate) fn product_bounds<const G: usize>(
+        self,
+        tiles: CodeTiles<'_>,
+        queries: [Query<'_>; G],
+        bounds: &mut [&mut [f32]; G],
+    ) {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { product::bounds(tiles, queries, bounds) }
     }
 
     pub(crate) fn exp_weights(

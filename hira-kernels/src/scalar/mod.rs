@@ -1,19 +1,31 @@
 //! The portable implementation, and the definition of what the others compute.
 
+mod product;
 mod scan;
 
+pub(crate) use product::product_bounds;
 pub(crate) use scan::{intervals, scan_block};
 
 pub(crate) use crate::boxes::box_sums;
+pub(crate) use crate::product::encode as product_encode;
 pub(crate) use crate::sketch::quantise_keys;
 
 use crate::exp::exp;
 use crate::score::Rows;
 use crate::softmax::add_lanes;
-use crate::{QueryGroup, TILE, lanes};
+use crate::{ProductTables, ProductView, QueryGroup, TILE, lanes};
 
 pub(crate) fn prepare_queries(group: &mut QueryGroup) {
     group.quantise();
+}
+
+pub(crate) fn product_tables(
+    tables: &mut ProductTables,
+    group: &QueryGroup,
+    product: ProductView<'_>,
+    centre: &[f32],
+) {
+    tables.fill(group, product, centre);
 }
 
 pub(crate) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hira_index::{
     BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, IndexError,
-    KMeansBuilder, KMeansStart, KdAxis, KdTreeBuilder, RandomizedBuilder, RebuildTrigger,
-    RebuildUpdater, UpdateConfig,
+    KMeansBuilder, KMeansStart, KdAxis, KdTreeBuilder, ProductConfig, RandomizedBuilder,
+    RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
 use hira_kernels::{Kernel, MAX_NORM};
 use hira_search::{HalfspaceSearcher, PlanChoice, Scratch, SearchConfig, SearchError, Selection};
@@ -59,6 +59,22 @@ pub(crate) const VARIANTS: &[Variant] = &[
             .with_background(true)
     }),
     variant("chunks", |config| config.with_builder(BuilderConfig::Chunk)),
+    variant("product codes", |config| {
+        let product = ProductConfig::default()
+            .with_subvectors(5)
+            .with_max_iterations(2)
+            .with_train(500);
+        config.with_product(Some(product))
+    }),
+    variant("product codes of chunks", |config| {
+        let product = ProductConfig::default()
+            .with_bits(8)
+            .with_max_iterations(1)
+            .with_train(300);
+        config
+            .with_builder(BuilderConfig::Chunk)
+            .with_product(Some(product))
+    }),
     variant("rebuilt always", |config| {
         let trigger = RebuildTrigger::Always;
         config

@@ -91,11 +91,12 @@ pub(crate) fn build(config: IndexConfig, kernel: Kernel, keys: &[f32]) -> Hierar
 }
 
 /// Every choice of plan.
-pub(crate) const PLANS: [PlanChoice; 4] = [
+pub(crate) const PLANS: [PlanChoice; 5] = [
     PlanChoice::Auto,
     PlanChoice::Force(Plan::Dense),
     PlanChoice::Force(Plan::SketchScan),
     PlanChoice::Force(Plan::Tree),
+    PlanChoice::Force(Plan::Product),
 ];
 
 /// A rule of one's own that looks at the sample, and counts for some queries only: those whose first sampled score is odd.

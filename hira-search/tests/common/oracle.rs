@@ -10,7 +10,6 @@ use hira_threshold::ThresholdRule;
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
     /// The index that is searched, for rules that ask it for a sample of its positions.
-    #[allow(dead_code, reason = "rules over a sample of the keys read it")]
     pub(crate) index: &'a HierarchicalIndex,
     pub(crate) scores: &'a [f32],
 }
@@ -39,6 +38,12 @@ pub(crate) const RULES: &[RuleKind] = &[
     kind("fixed at a score", at_score),
     kind("fixed above a score", above_score),
     kind("everything or nothing", everything_or_nothing),
+    kind("adaptive", adaptive),
+    kind("sample max", sample_max),
+    kind("sample top-k", sample_top_k),
+    kind("sample mean-max", sample_mean_max),
+    kind("sample gap", sample_gap),
+    kind("budget", budget),
 ];
 
 const fn kind(name: &'static str, make: fn(usize, &Seen<'_>) -> Made) -> RuleKind {
@@ -88,6 +93,103 @@ fn fixed(tau: f32) -> Made {
         ThresholdRule::Fixed { tau },
         Box::new(move |_| Cut::AtLeast(tau)),
     )
+}
+
+impl Seen<'_> {
+    /// Scores of the sampled keys, in the order of the sample.
+    fn sample(&self) -> Vec<f32> {
+        let mut positions = Vec::new();
+        self.index
+            .sample_positions(self.scores.len(), &mut positions);
+        let scores = positions.iter().map(|&at| self.scores[at as usize]);
+        scores.collect()
+    }
+
+    /// The same, best first.
+    fn sorted_sample(&self) -> Vec<f32> {
+        let mut sample = self.sample();
+        sample.sort_by(|a, b| b.total_cmp(a));
+        sample
+    }
+
+    fn sample_mean(&self) -> f64 {
+        let sample = self.sample();
+        sample.iter().map(|&s| f64::from(s)).sum::<f64>() / sample.len() as f64
+    }
+}
+
+/// A rule that comes to `tau` of the sample, rounded once, and to every key where there is no sample.
+fn sampled(rule: ThresholdRule, tau: impl Fn(&Seen<'_>) -> f64 + 'static) -> Made {
+    let cut = move |seen: &Seen<'_>| {
+        let tau = if seen.sample().is_empty() {
+            f32::NEG_INFINITY
+        } else {
+            tau(seen) as f32
+        };
+        Cut::AtLeast(tau)
+    };
+    (rule, Box::new(cut))
+}
+
+fn adaptive(amount: usize, _: &Seen<'_>) -> Made {
+    let c = amount as f32 / 200.0 - 1.0;
+    sampled(ThresholdRule::Adaptive { c }, move |seen| {
+        let (sample, mean) = (seen.sample(), seen.sample_mean());
+        let squares = sample.iter().map(|&s| (f64::from(s) - mean).powi(2));
+        mean + f64::from(c) * (squares.sum::<f64>() / sample.len() as f64).sqrt()
+    })
+}
+
+fn sample_max(_: usize, _: &Seen<'_>) -> Made {
+    sampled(ThresholdRule::SampleMax, |seen| {
+        f64::from(seen.sorted_sample()[0])
+    })
+}
+
+fn sample_top_k(amount: usize, seen: &Seen<'_>) -> Made {
+    let k = 1 + seen.scores.len() * amount * amount / 900_000;
+    sampled(ThresholdRule::SampleTopK { k }, move |seen| {
+        let (sample, visible) = (seen.sorted_sample(), seen.scores.len());
+        if k >= visible {
+            return f64::NEG_INFINITY;
+        }
+        f64::from(sample[(k * sample.len()).div_ceil(visible) - 1])
+    })
+}
+
+fn sample_mean_max(amount: usize, _: &Seen<'_>) -> Made {
+    let weight = amount as f32 / 1000.0;
+    sampled(ThresholdRule::SampleMeanMax { weight }, move |seen| {
+        let largest = f64::from(seen.sorted_sample()[0]);
+        let mean = seen.sample_mean().min(largest);
+        let between = mean + f64::from(weight) * (largest - mean);
+        if weight == 1.0 {
+            largest
+        } else {
+            between.min(largest)
+        }
+    })
+}
+
+fn sample_gap(_: usize, _: &Seen<'_>) -> Made {
+    sampled(ThresholdRule::SampleGap, |seen| {
+        let sample: Vec<f64> = seen.sorted_sample().into_iter().map(f64::from).collect();
+        let gaps = (0..sample.len() / 2).map(|i| (sample[i] - sample[i + 1], i));
+        let widest = gaps.max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        sample[widest.map_or(0, |(_, i)| i)]
+    })
+}
+
+fn budget(amount: usize, _: &Seen<'_>) -> Made {
+    let thousandths = 1 + amount.pow(3) / 10_001;
+    let percent = thousandths as f32 / 1000.0;
+    sampled(ThresholdRule::Budget { percent }, move |seen| {
+        let sample = seen.sorted_sample();
+        if thousandths == 100_000 {
+            return f64::NEG_INFINITY;
+        }
+        f64::from(sample[(sample.len() * thousandths).div_ceil(100_000) - 1])
+    })
 }
 
 fn ranked(amount: usize, seen: &Seen<'_>) -> f32 {

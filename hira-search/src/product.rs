@@ -1,0 +1,194 @@
+//! The product plan's first pass: which tiles can hold a key that reaches the threshold, by their product codes.
+
+use hira_kernels::{ProductTables, ProductView, QueryGroup, TILE};
+use rayon::prelude::*;
+
+use crate::group::Group;
+use crate::partition::Partition;
+use crate::tail;
+use crate::tree::Descent;
+use crate::visible::Visible;
+
+/// Buffers and counts of a first pass.
+#[derive(Debug, Default)]
+pub(crate) struct ProductPass {
+    /// One for each visible segment, kept for their memory.
+    segments: Vec<SegmentPass>,
+    /// Bytes of codes that were read.
+    pub(crate) bytes: usize,
+    /// Visible keys of the segments that have codes.
+    pub(crate) coded: usize,
+}
+
+/// What the pass finds in one segment.
+#[derive(Debug, Default)]
+struct SegmentPass {
+    tables: ProductTables,
+    /// Upper bound of each tile for each query, `[queries][tiles]`.
+    bounds: Vec<f32>,
+    /// Whether a tile must be read.
+    marks: Vec<bool>,
+    /// Visible keys of each tile after the whole ones.
+    seen: Vec<u8>,
+    /// For each query, the weight of the visible keys in unmarked tiles, relative to its threshold.
+    tails: Vec<f64>,
+    /// Visible keys in unmarked tiles.
+    skipped: usize,
+    bytes: usize,
+    coded: usize,
+}
+
+impl ProductPass {
+    pub(crate) fn memory_usage(&self) -> usize {
+        self.segments.iter().map(SegmentPass::memory_usage).sum()
+    }
+
+    /// Bounds the tiles of every visible segment; a segment without codes has all of its tiles marked.
+    ///
+    /// The tail is summed by segments, in their order: the same bits on every pool.
+    pub(crate) fn mark(
+        &mut self,
+        group: &Group<'_>,
+        prepared: &QueryGroup,
+        taus: &[f32],
+        parallel: bool,
+    ) {
+        let segments = Visible::segments(group.index, group.visible);
+        let count = segments.count();
+        if self.segments.len() < count {
+            self.segments.resize_with(count, SegmentPass::default);
+        }
+        let segments = Visible::segments(group.index, group.visible);
+        let work = |(pass, visible): (&mut SegmentPass, Visible<'_>)| {
+            pass.mark(group, &visible, prepared, taus);
+        };
+        if parallel && count > 1 {
+            let pairs = self.segments.iter_mut().zip(segments).par_bridge();
+            pairs.for_each(work);
+        } else {
+            self.segments.iter_mut().zip(segments).for_each(work);
+        }
+        self.bytes = self.segments[..count].iter().map(|pass| pass.bytes).sum();
+        self.coded = self.segments[..count].iter().map(|pass| pass.coded).sum();
+    }
+
+    /// Pushes the marked tiles of segment `i`, and adds what the others hold to the tails and counts of `skipped`.
+    pub(crate) fn push_tiles(&self, i: usize, skipped: &mut Descent, partition: &mut Partition) {
+        let pass = &self.segments[i];
+        for (sum, &tail) in skipped.tails.iter_mut().zip(&pass.tails) {
+            *sum = tail::add(*sum, tail);
+        }
+        skipped.skipped += pass.skipped;
+        let mut start = 0;
+        for run in pass.marks.chunk_by(|a, b| a == b) {
+            let end = start + run.len();
+            if run[0] {
+                partition.push(i, start..end);
+            }
+            start = end;
+        }
+    }
+}
+
+impl SegmentPass {
+    fn memory_usage(&self) -> usize {
+        self.tables.memory_usage()
+            + self.marks.capacity()
+            + self.seen.capacity()
+            + 4 * self.bounds.capacity()
+            + 8 * self.tails.capacity()
+    }
+
+    fn mark(
+        &mut self,
+        group: &Group<'_>,
+        visible: &Visible<'_>,
+        prepared: &QueryGroup,
+        taus: &[f32],
+    ) {
+        let tiles = visible.tiles();
+        self.marks.clear();
+        self.tails.clear();
+        self.tails.resize(taus.len(), 0.0);
+        self.skipped = 0;
+        self.bytes = 0;
+        self.coded = 0;
+        let Some(product) = visible.segment.product() else {
+            self.marks.resize(tiles, true);
+            return;
+        };
+        self.marks.resize(tiles, false);
+        self.bytes = tiles * product.shape.tile_bytes();
+        self.coded = visible.len;
+        self.bound(group, visible, product, prepared);
+        for (bounds, &tau) in self.bounds.chunks_exact(tiles).zip(taus) {
+            for (mark, &bound) in self.marks.iter_mut().zip(bounds) {
+                *mark |= bound >= tau;
+            }
+        }
+        self.count_skipped(group, visible, taus);
+    }
+
+    /// Bounds that hold for every key of a tile, visible or not.
+    fn bound(
+        &mut self,
+        group: &Group<'_>,
+        visible: &Visible<'_>,
+        product: ProductView<'_>,
+        prepared: &QueryGroup,
+    ) {
+        let (kernel, tiles) = (group.kernel, visible.tiles());
+        self.tables
+            .prepare(kernel, prepared, product, visible.segment.centre());
+        self.bounds.clear();
+        self.bounds.resize(prepared.len() * tiles, 0.0);
+        kernel.product_bounds_into(product, 0..tiles, &self.tables, &mut self.bounds);
+    }
+
+    /// Counts the visible keys of unmarked tiles, and bounds their weight: each scores at most the bound of its tile, which
+    /// is below the threshold.
+    fn count_skipped(&mut self, group: &Group<'_>, visible: &Visible<'_>, taus: &[f32]) {
+        let tiles = self.marks.len();
+        // From here on a tile may hold keys that are hidden, or fewer than sixteen.
+        let whole = if visible.is_mixed() {
+            0
+        } else {
+            visible.len / TILE
+        };
+        let seen = |tile: usize| {
+            let slots = tile * TILE..visible.slots().min((tile + 1) * TILE);
+            if visible.is_mixed() {
+                slots.filter(|&slot| visible.sees(slot)).count() as u8
+            } else {
+                slots.len() as u8
+            }
+        };
+        self.seen.clear();
+        self.seen.extend((whole..tiles).map(seen));
+        let unmarked = self.marks[..whole].iter().filter(|&&mark| !mark).count();
+        let rest = self.marks[whole..].iter().zip(&self.seen);
+        let others = rest.filter(|(mark, _)| !**mark);
+        self.skipped = unmarked * TILE + others.map(|(_, &seen)| usize::from(seen)).sum::<usize>();
+        if group.scale == 0.0 || self.skipped == 0 {
+            return;
+        }
+        let rows = self.bounds.chunks_exact_mut(tiles);
+        for ((sum, bounds), &tau) in self.tails.iter_mut().zip(rows).zip(taus) {
+            if tau == f32::INFINITY {
+                continue;
+            }
+            for (bound, &mark) in bounds.iter_mut().zip(&self.marks) {
+                // No longer below the threshold, so not summed.
+                *bound = if mark { f32::INFINITY } else { *bound };
+            }
+            let (bounds, others) = bounds.split_at(whole);
+            *sum = tail::mul(TILE as f64, tail::sum_below(group.scale, bounds, tau, tau));
+            for (&bound, &seen) in others.iter().zip(&self.seen) {
+                if bound < tau {
+                    let weight = tail::weight(group.scale, bound, tau);
+                    *sum = tail::add(*sum, tail::mul(f64::from(seen), weight));
+                }
+            }
+        }
+    }
+}
