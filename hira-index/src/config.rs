@@ -207,9 +207,8 @@ impl IndexConfig {
                 "at most 65536",
             ),
         ];
-        match requirements.iter().find(|(holds, ..)| !holds) {
-            Some(&(_, key, requirement)) => return Err(IndexError::Config { key, requirement }),
-            None => {}
+        if let Some(&(_, key, requirement)) = requirements.iter().find(|(holds, ..)| !holds) {
+            return Err(IndexError::Config { key, requirement });
         }
         self.builder.validate()?;
         self.update.validate()?;
