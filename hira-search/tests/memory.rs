@@ -25,6 +25,9 @@ fn steady_state_does_not_allocate() {
         ThresholdRule::TopK { k: 100 },
         ThresholdRule::Percentile { percent: 2.0 },
         ThresholdRule::Fixed { tau: 12.0 },
+        ThresholdRule::Adaptive { c: 2.0 },
+        ThresholdRule::SampleTopK { k: 100 },
+        ThresholdRule::SampleGap,
     ];
     for plan in PLANS {
         for rule in rules {
