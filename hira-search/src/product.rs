@@ -177,7 +177,8 @@ impl SegmentPass {
                 *bound = if mark { f32::INFINITY } else { *bound };
             }
             let (bounds, others) = bounds.split_at(whole);
-            *sum = tail::mul(TILE as f64, tail::sum_below(group.scale, bounds, tau, tau));
+            let weight = group.kernel.tail_weight(bounds, tau, group.scale);
+            *sum = tail::mul(TILE as f64, weight);
             for (&bound, &seen) in others.iter().zip(&self.seen) {
                 if bound < tau {
                     let weight = tail::weight(group.scale, bound, tau);
