@@ -32,7 +32,7 @@ struct SegmentPass {
     bounds: Vec<f32>,
     /// Whether a tile must be read.
     marks: Vec<bool>,
-    /// Visible keys of each tile after the whole ones.
+    /// Visible keys of each unmarked tile after the whole ones; 0 for a marked one.
     seen: Vec<u8>,
     /// For each query, the weight of the visible keys in unmarked tiles, relative to its threshold.
     tails: Vec<f64>,
@@ -158,7 +158,9 @@ impl SegmentPass {
         };
         let seen = |tile: usize| {
             let slots = tile * TILE..visible.slots().min((tile + 1) * TILE);
-            if visible.is_mixed() {
+            if self.marks[tile] {
+                0
+            } else if visible.is_mixed() {
                 slots.filter(|&slot| visible.sees(slot)).count() as u8
             } else {
                 slots.len() as u8
@@ -167,9 +169,8 @@ impl SegmentPass {
         self.seen.clear();
         self.seen.extend((whole..tiles).map(seen));
         let unmarked = self.marks[..whole].iter().filter(|&&mark| !mark).count();
-        let rest = self.marks[whole..].iter().zip(&self.seen);
-        let others = rest.filter(|(mark, _)| !**mark);
-        self.skipped = unmarked * TILE + others.map(|(_, &seen)| usize::from(seen)).sum::<usize>();
+        let others = self.seen.iter().map(|&seen| usize::from(seen));
+        self.skipped = unmarked * TILE + others.sum::<usize>();
         if group.scale == 0.0 || self.skipped == 0 {
             return;
         }
