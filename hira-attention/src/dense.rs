@@ -201,7 +201,11 @@ impl RangeCopy {
 }
 
 /// The rows of `positions` as one run, copied only if they do not lie so.
-fn one_run<'a>(head: &'a HeadCache, positions: Range<usize>, copy: &'a mut RangeCopy) -> KeyRun<'a> {
+fn one_run<'a>(
+    head: &'a HeadCache,
+    positions: Range<usize>,
+    copy: &'a mut RangeCopy,
+) -> KeyRun<'a> {
     copy.keys.clear();
     copy.values.clear();
     let mut runs = head.runs(positions.clone());

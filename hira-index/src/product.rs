@@ -12,7 +12,10 @@ const GATHER_TILES: usize = 64;
 
 /// How the keys of a sealed segment are product-quantised.
 ///
-/// No value changes the answer to a query; they change how many tiles a search can rule out, and at what cost.
+/// No value changes the answer to a query; they change how many tiles a search can rule out, and at what cost. Codes pay
+/// where keys lie in tight clusters and the coarse levels put them in cluster order: of 65,536 such keys a search reads
+/// 8 % of the sketch, in two thirds of the time with 8 subvectors. They do not pay on the keys of a language model's attention at 8,192 keys:
+/// 16 subvectors of 4 bits leave 46 to 91 % of the keys, so that every tile of 16 holds one that is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProductConfig {

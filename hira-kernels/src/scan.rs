@@ -224,6 +224,24 @@ pub(crate) fn exp2_up(y: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
+/// The body of every kernel's `tail_weight`: inlined into a function with that kernel's target features. In blocks like
+/// those of a scan, whose constants' derivations hold here too.
+#[inline(always)]
+pub(crate) fn tail_weight(bounds: &[f32], tau: f32, exponent: f32) -> f64 {
+    let mut sum = 0.0;
+    for block in bounds.chunks(BLOCK_TILES * TILE) {
+        let mut terms = [0.0f32; TILE];
+        for bounds in block.chunks(TILE) {
+            for (term, &bound) in terms.iter_mut().zip(bounds) {
+                let weight = exp2_up((bound - tau) * exponent);
+                *term += if bound < tau { weight } else { 0.0 };
+            }
+        }
+        sum += lanes::tree_f64(terms.map(f64::from)) * TAIL_UP;
+    }
+    sum
+}
+
 impl Kernel {
     /// Writes proven bounds of the canonical score of every query with every key of `tiles`.
     ///
@@ -351,6 +369,31 @@ impl Kernel {
                 }
             }
         }
+    }
+
+    /// At least the sum of `exp(tail_scale * (bound - tau))` over the `bounds` below `tau`.
+    ///
+    /// For bounds that stand for more than one key each, as those of tiles and clusters do: times the number of keys this is
+    /// what [`scan_into`](Self::scan_into) would have added to a tail.
+    ///
+    /// # Numerics
+    ///
+    /// As for a tail of [`scan_into`](Self::scan_into): at most `1 + 2.2e-4` times the sum, plus `2^-124` a bound; the same
+    /// bits on every kernel.
+    ///
+    /// # Panics
+    ///
+    /// If `tau` is NaN, or `tail_scale` is negative or not finite.
+    pub fn tail_weight(self, bounds: &[f32], tau: f32, tail_scale: f32) -> f64 {
+        assert!(!tau.is_nan(), "tau is a number");
+        assert!(
+            tail_scale >= 0.0 && tail_scale.is_finite(),
+            "tail_scale is finite and not negative"
+        );
+        dispatch!(
+            self,
+            tail_weight(bounds, tau, tail_scale * std::f32::consts::LOG2_E)
+        )
     }
 
     fn scan_block<const G: usize>(

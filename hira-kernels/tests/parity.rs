@@ -359,3 +359,41 @@ fn a_scan_that_starts_past_the_keys_finds_nothing() {
         assert_eq!(out[0], Candidates::default());
     }
 }
+
+#[test]
+fn tail_weights_bound_the_sum_and_have_the_same_bits() {
+    for count in COUNTS.into_iter().chain([1025, 2100]) {
+        let mut bounds = values(61, count + 1, 40.0);
+        if count > 20 {
+            bounds[3] = f32::INFINITY;
+            bounds[7] = f32::NEG_INFINITY;
+            bounds[9] = 5.0;
+            bounds[11] = f32::MIN;
+        }
+        let bounds = &bounds[1..];
+        for (tau, scale) in [
+            (5.0, 0.125),
+            (40.0, 3.0),
+            (-1.0, 1e-18),
+            (0.0, 0.0),
+            (-50.0, 1.0),
+            (f32::MAX, 1e-30),
+        ] {
+            let below = bounds.iter().filter(|&&bound| bound < tau);
+            let weights = below
+                .clone()
+                .map(|&bound| (f64::from(scale) * (f64::from(bound) - f64::from(tau))).exp());
+            let exact: f64 = weights.filter(|weight| !weight.is_nan()).sum();
+            let expected = Kernel::Scalar.tail_weight(bounds, tau, scale);
+            assert!(
+                expected >= exact,
+                "{count} {tau} {scale}: {expected} {exact}"
+            );
+            assert!(expected <= exact * 1.000_22 + below.count() as f64 * 5e-38);
+            for kernel in others() {
+                let found = kernel.tail_weight(bounds, tau, scale);
+                assert_eq!(found.to_bits(), expected.to_bits(), "{}", kernel.name());
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use half::f16;
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
 use hira_search::{
     HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, Selection, search_naive,
 };
@@ -81,11 +81,13 @@ fn group_search(c: &mut Criterion) {
     } = head();
     let len = keys.len() / dim;
     for (layout, levels) in [("sketch", 1), ("levels", 3)] {
-        let config = IndexConfig::new(dim).with_num_levels(levels);
+        let config = IndexConfig::new(dim)
+            .with_num_levels(levels)
+            .with_product(Some(ProductConfig::default()));
         let mut index = HierarchicalIndex::new(config).expect("a valid shape");
         index.append(&keys).expect("valid keys");
         let mut group = c.benchmark_group(format!("{source}/{len}/{layout}"));
-        for plan in [Plan::Dense, Plan::SketchScan, Plan::Tree] {
+        for plan in [Plan::Dense, Plan::SketchScan, Plan::Tree, Plan::Product] {
             if plan == Plan::Tree && levels == 1 {
                 continue;
             }

@@ -145,6 +145,15 @@ impl Avx2 {
         unsafe { scan::intervals(tiles, queries, lower, upper) }
     }
 
+    pub(crate) fn tail_weight(self, bounds: &[f32], tau: f32, exponent: f32) -> f64 {
+        #[target_feature(enable = "avx2,fma")]
+        fn vectorised(bounds: &[f32], tau: f32, exponent: f32) -> f64 {
+            crate::scan::tail_weight(bounds, tau, exponent)
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(bounds, tau, exponent) }
+    }
+
     pub(crate) fn scan_block<const G: usize>(
         self,
         tiles: Tiles<'_>,

@@ -79,14 +79,26 @@ fn nearest(row: &[f32], centre: &[f32], book: &[f32], width: usize) -> usize {
             *block_of = if closer { block as u32 } else { *block_of };
         }
     }
-    let mut found = (f32::INFINITY, 0);
-    for l in 0..TILE {
-        let entry = best.1[l] as usize * TILE + l;
-        if best.0[l] < found.0 || (best.0[l] == found.0 && entry < found.1) {
-            found = (best.0[l], entry);
-        }
+    let least = fold(best.0, f32::min);
+    let mut entries = best.1;
+    for (l, (entry, &distance)) in entries.iter_mut().zip(&best.0).enumerate() {
+        let found = *entry * TILE as u32 + l as u32;
+        *entry = if distance == least { found } else { u32::MAX };
     }
-    found.1
+    fold(entries, u32::min) as usize
+}
+
+/// Sixteen lanes into one, halves upon halves.
+#[inline(always)]
+fn fold<T: Copy>(mut lanes: [T; TILE], of: impl Fn(T, T) -> T) -> T {
+    let mut half = TILE / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] = of(lanes[l], lanes[l + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// Writes the row of reaches.
