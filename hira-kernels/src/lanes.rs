@@ -29,6 +29,20 @@ pub(crate) fn tree(mut lanes: [f32; TILE]) -> f32 {
     lanes[0]
 }
 
+/// The largest of sixteen lanes, none of them a NaN.
+#[inline(always)]
+pub(crate) fn largest(mut lanes: [f32; TILE]) -> f32 {
+    let mut half = TILE / 2;
+    while half > 0 {
+        for l in 0..half {
+            let (a, b) = (lanes[l], lanes[l + half]);
+            lanes[l] = if b > a { b } else { a };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// The same tree in `f64`.
 #[inline(always)]
 pub(crate) fn tree_f64(mut lanes: [f64; TILE]) -> f64 {

@@ -56,13 +56,12 @@ impl SketchView<'_> {
     }
 }
 
-/// Parameters of one quantised row; see [`quantise_row`].
-#[derive(Clone, Copy)]
-pub(crate) struct RowParameters {
+/// Parameters of quantised rows, one to a lane; see [`quantise_rows`].
+struct RowParameters {
     /// bf16 bits of the scale and of the residual norm, as stored.
-    word: u32,
+    words: [u32; TILE],
     /// Rounded-up maximum of `||key||` and `||scale * code||`.
-    norm: f32,
+    norms: [f32; TILE],
 }
 
 impl Kernel {
@@ -122,8 +121,11 @@ pub(crate) fn quantise_keys(
 ) {
     let dim = centre.len();
     let stride = tile_lines(dim);
-    for (i, row) in keys.chunks_exact(dim).enumerate() {
-        let (tile, lane) = ((first + i) / TILE, (first + i) % TILE);
+    let (mut slot, mut rest) = (first, keys);
+    while !rest.is_empty() {
+        let (tile, lane) = (slot / TILE, slot % TILE);
+        let count = (TILE - lane).min(rest.len() / dim);
+        let (rows, later) = rest.split_at(count * dim);
         let tile_lines = &mut lines[tile * stride..][..stride];
         if lane == 0 {
             reset_tile(tile_lines);
@@ -132,9 +134,15 @@ pub(crate) fn quantise_keys(
         let (parameters, codes) = tile_lines
             .split_last_mut()
             .expect("a tile has at least two lines");
-        let found = quantise_row(row, centre, lane, codes);
-        parameters.0[4 * lane..][..4].copy_from_slice(&found.word.to_le_bytes());
-        norms[tile] = norms[tile].max(found.norm);
+        let found = quantise_rows(rows, centre, lane, codes);
+        let words = parameters.0.as_chunks_mut::<4>().0[lane..].iter_mut();
+        for (to, word) in words.zip(&found.words[..count]) {
+            *to = word.to_le_bytes();
+        }
+        norms[tile] = found.norms[..count]
+            .iter()
+            .fold(norms[tile], |norm, &x| if x > norm { x } else { norm });
+        (slot, rest) = (slot + count, later);
     }
 }
 
@@ -145,18 +153,94 @@ fn reset_tile(lines: &mut [Line]) {
     }
 }
 
-/// Writes the codes of one row into lane `lane` of the code lines, and returns its parameters.
+/// Writes the codes of up to sixteen rows into the lanes from `lane` on of the code lines, and returns their parameters.
 ///
-/// The residual `e = k - mu - s*c` is computed in `f64`: `k - mu` rounds once, `s*c` (8 by 7 bits) is exact, their
-/// difference rounds once. So component `i` is off by at most `2^-53 (|k_i - mu_i| + |e_i|) (1 + 2^-52)`, and with
-/// `||k - mu|| <= ||s c|| + ||e||` the vector by at most `2^-53 (||s c|| + 2 ||e||) (1 + 2^-52)`. Hence
-/// `||e|| <= computed * NORM_UP * (1 + 2^-40) + 2^-50 ||s c||`: the two factors cover the sum, the square root and the
-/// `2 ||e||` term. Squares in `f64` neither overflow (`2^130 dim`) nor underflow (components are multiples of `2^-149`).
+/// All of it is in `f32`, four times as wide as `f64`, and in units of the scale, so that squares neither overflow nor lose what matters to
+/// underflow. With `u = 2^-24`, `x = k - mu` exactly, `n = ceil(D/16)`:
+///
+/// * `d = fl(k - mu)` has a relative error of `u` (a subnormal difference is exact), `t = fl(d / s)`, a product with a rounded reciprocal, two
+///   more: `|t - x/s| <= 3.01 u |t|`, plus `2^-149` where `t` is subnormal. `rho = fl(t - c)`: `|rho - (t - c)| <= u |rho|`.
+/// * So `|e/s - rho| <= 3.01 u |t| + u |rho|` by components, and with `||t|| <= (||c|| + ||rho||) (1 + u)` in norm
+///   `||e|| <= s (||rho|| (1 + 4.1 u) + 3.1 u ||c||)`.
+/// * A sum of squares in sixteen lanes and a tree: `n + 5` roundings of each term at most, so a root is low by a factor of at most
+///   `1 + (n + 5) u`. `growth` is above that and the `4.1 u`, and `4 u ||c||` above `3.1 u ||c||` with what a root of codes can be low by.
+/// * Underflow, of `t` or of squares, takes at most `D^(1/2) 2^-74 <= 2^-66` from `||rho||`. It takes something only if a
+///   component of `x/s` is below `2^-63` and not zero: then `s` is above `2^-133`, the least scale, so it was rounded up from
+///   `largest/127` by less than a factor of 2, some `|c|` is at least 63, and the difference of `4 u ||c||` and `3.1 u ||c||` is above `2^-19`.
 #[inline(always)]
-fn quantise_row(row: &[f32], centre: &[f32], lane: usize, codes: &mut [Line]) -> RowParameters {
-    let blocks = row.len().div_ceil(TILE);
+fn quantise_rows(rows: &[f32], centre: &[f32], lane: usize, codes: &mut [Line]) -> RowParameters {
+    let dim = centre.len();
+    // What is worked out once a row is worked out for all of them at a time: row by row it would take longer than the rest.
+    let (mut scales, mut ups, mut reciprocals) = ([0.0f32; TILE], [1.0f32; TILE], [1.0f32; TILE]);
+    for (scale, row) in scales.iter_mut().zip(rows.chunks_exact(dim)) {
+        *scale = largest_distance(row, centre);
+    }
+    let mut scale_bits = [0u32; TILE];
+    for r in 0..TILE {
+        let largest = scales[r];
+        // A scale of at least 2^-133 where the quotient underflows: the code of a non-zero difference stays in range.
+        let least = largest / 127.0;
+        let least = if least < bf16::MIN_POSITIVE {
+            bf16::MIN_POSITIVE
+        } else {
+            least
+        };
+        let bits = u32::from(bf16::round_up(least)) << 16;
+        scale_bits[r] = if largest > 0.0 { bits } else { 0 };
+        scales[r] = f32::from_bits(scale_bits[r]);
+        // The reciprocal of a tiny scale would overflow. A power of two changes nothing else.
+        ups[r] = if scales[r] < TINY { 1.0 / TINY } else { 1.0 };
+        let reciprocal = 1.0 / (scales[r] * ups[r]);
+        reciprocals[r] = if largest > 0.0 { reciprocal } else { 1.0 };
+    }
+    let mut sums = [[0.0f32; TILE]; 3];
+    for (r, row) in rows.chunks_exact(dim).enumerate() {
+        let found = quantise_row(row, centre, [ups[r], reciprocals[r]], lane + r, codes);
+        for (sums, found) in sums.iter_mut().zip(found) {
+            sums[r] = lanes::tree(found);
+        }
+    }
+    let [code_squares, residual_squares, key_squares] = sums;
+    let unit = 1.0 / (1u64 << 24) as f64;
+    let growth = 1.0 + (dim.div_ceil(TILE) + 10) as f64 * unit;
+    let root = |square: f32| f64::from(square).sqrt() * growth;
+    let mut words = [0u32; TILE];
+    let mut norms = [0.0f32; TILE];
+    for r in 0..TILE {
+        let (scale, code_norm) = (f64::from(scales[r]), root(code_squares[r]));
+        let residual = scale * (root(residual_squares[r]) + 4.0 * unit * code_norm);
+        words[r] = scale_bits[r] | u32::from(bf16::round_up(raised(residual)));
+        let key_norm = root(key_squares[r]);
+        let code_norm = scale * code_norm;
+        norms[r] = raised(if code_norm > key_norm {
+            code_norm
+        } else {
+            key_norm
+        });
+    }
+    // Squares of small values may have underflowed, by 2^-150 each, which is nothing beside 2^-60. Below, and at norms that are not allowed
+    // but do no harm, the norm is worked out in f64.
+    for (r, row) in rows.chunks_exact(dim).enumerate() {
+        if !(TINY..=f32::MAX).contains(&key_squares[r]) {
+            let code_norm = f64::from(scales[r]) * root(code_squares[r]);
+            norms[r] = lanes::round_up(lanes::norm_up(row).max(code_norm));
+        }
+    }
+    RowParameters { words, norms }
+}
+
+/// The smallest `f32` that is not below `value`, which is not negative: [`lanes::round_up`] without a branch.
+#[inline(always)]
+fn raised(value: f64) -> f32 {
+    let near = value as f32;
+    f32::from_bits(near.to_bits() + u32::from(f64::from(near) < value))
+}
+
+/// Largest `|k - mu|`.
+#[inline(always)]
+fn largest_distance(row: &[f32], centre: &[f32]) -> f32 {
     let mut largest = [0.0f32; TILE];
-    for block in 0..blocks {
+    for block in 0..row.len().div_ceil(TILE) {
         let (key, mu) = (lanes::load(row, block), lanes::load(centre, block));
         for l in 0..TILE {
             let distance = (key[l] - mu[l]).abs();
@@ -167,45 +251,116 @@ fn quantise_row(row: &[f32], centre: &[f32], lane: usize, codes: &mut [Line]) ->
             };
         }
     }
-    let largest = largest.into_iter().fold(0.0f32, f32::max);
-    // A scale of at least 2^-133 where the quotient underflows: the code of a non-zero difference stays in range.
-    let scale_bits = if largest > 0.0 {
-        bf16::round_up((largest / 127.0).max(bf16::MIN_POSITIVE))
-    } else {
-        0
-    };
-    let scale = bf16::decode(scale_bits);
-    let divisor = if largest > 0.0 { scale } else { 1.0 };
+    lanes::largest(largest)
+}
 
-    let mut code_squares = [0i32; TILE];
-    let mut residual_squares = [0.0f64; TILE];
-    let mut key_squares = [0.0f64; TILE];
-    for block in 0..blocks {
+/// Writes the codes of one row into lane `lane`; returns the squares of codes, of residuals in units of the scale, and of the key.
+#[inline(always)]
+fn quantise_row(
+    row: &[f32],
+    centre: &[f32],
+    [up, reciprocal]: [f32; 2],
+    lane: usize,
+    codes: &mut [Line],
+) -> [[f32; TILE]; 3] {
+    let mut code_squares = [0.0f32; TILE];
+    let mut residual_squares = [0.0f32; TILE];
+    let mut key_squares = [0.0f32; TILE];
+    for block in 0..row.len().div_ceil(TILE) {
         let (key, mu) = (lanes::load(row, block), lanes::load(centre, block));
         let mut bytes = [0u8; TILE];
         for l in 0..TILE {
-            // `scale` is within one rounding of `largest / 127` or above it, so the quotient is below 127.5.
-            let (code, rounded) = lanes::round((key[l] - mu[l]) / divisor);
+            // The scale is within one rounding of `largest / 127` or above it, so the quotient is below 127.5.
+            let quotient = ((key[l] - mu[l]) * up) * reciprocal;
+            let (code, rounded) = lanes::round(quotient);
             bytes[l] = code.wrapping_add(i32::from(ZERO_CODE)) as u8;
-            code_squares[l] += code.wrapping_mul(code);
-            let residual =
-                (f64::from(key[l]) - f64::from(mu[l])) - f64::from(scale) * f64::from(rounded);
+            let residual = quotient - rounded;
+            code_squares[l] += rounded * rounded;
             residual_squares[l] += residual * residual;
-            key_squares[l] += f64::from(key[l]) * f64::from(key[l]);
+            key_squares[l] += key[l] * key[l];
         }
-        for (line, quad) in codes[4 * block..].iter_mut().zip(bytes.as_chunks::<4>().0) {
-            line.0[4 * lane..][..4].copy_from_slice(quad);
+        let quads = bytes.as_chunks::<4>().0;
+        // One by one: as a loop it becomes a scatter, which takes longer.
+        if let [first, second, third, fourth, ..] = &mut codes[4 * block..] {
+            first.0[4 * lane..][..4].copy_from_slice(&quads[0]);
+            second.0[4 * lane..][..4].copy_from_slice(&quads[1]);
+            third.0[4 * lane..][..4].copy_from_slice(&quads[2]);
+            fourth.0[4 * lane..][..4].copy_from_slice(&quads[3]);
+        } else {
+            for (line, quad) in codes[4 * block..].iter_mut().zip(quads) {
+                line.0[4 * lane..][..4].copy_from_slice(quad);
+            }
         }
     }
+    [code_squares, residual_squares, key_squares]
+}
 
-    // 127^2 * MAX_DIM < 2^31: the integer sum is exact.
-    let code_norm = f64::from(scale) * f64::from(code_squares.iter().sum::<i32>()).sqrt();
-    let residual = lanes::tree_f64(residual_squares).sqrt() * lanes::NORM_UP;
-    let residual = residual * (1.0 + 1.0 / (1u64 << 40) as f64) + code_norm / (1u64 << 50) as f64;
-    let residual_bits = bf16::round_up(lanes::round_up(residual));
-    let norm = lanes::tree_f64(key_squares).sqrt().max(code_norm) * lanes::NORM_UP;
-    RowParameters {
-        word: u32::from(scale_bits) << 16 | u32::from(residual_bits),
-        norm: lanes::round_up(norm),
+/// `2^-60`: the reciprocal of a smaller scale is taken in two steps.
+const TINY: f32 = 1.0 / (1u64 << 60) as f32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Residual norm and norm as stored, and the same worked out in `f64`: `||e||`, `max(||k||, ||s c||)`.
+    fn stored_and_true(row: &[f32], centre: &[f32]) -> ([f64; 2], [f64; 2]) {
+        let dim = row.len();
+        let mut lines = vec![Line::EMPTY; tile_lines(dim)];
+        let mut norms = [0.0];
+        Kernel::best().quantise_keys(row, centre, 0, &mut lines, &mut norms);
+        let word: [u8; 4] = lines[dim.div_ceil(4)].0[..4]
+            .try_into()
+            .expect("four bytes");
+        let word = u32::from_le_bytes(word);
+        let scale = f64::from(bf16::decode((word >> 16) as u16));
+        let residual = f64::from(bf16::decode(word as u16));
+        let (mut error, mut key, mut code) = (0.0, 0.0, 0.0);
+        for (i, (&k, &mu)) in row.iter().zip(centre).enumerate() {
+            let c = scale * (f64::from(lines[i / 4].0[i % 4]) - f64::from(ZERO_CODE));
+            error += (f64::from(k) - f64::from(mu) - c).powi(2);
+            key += f64::from(k).powi(2);
+            code += c.powi(2);
+        }
+        (
+            [residual, f64::from(norms[0])],
+            [error.sqrt(), key.max(code).sqrt()],
+        )
+    }
+
+    #[test]
+    fn stored_norms_are_above_the_true_ones_and_near_them() {
+        for dim in [1, 3, 16, 64, 100, 1000, MAX_DIM] {
+            for exponent in [-149, -140, -133, -126, -100, -61, -59, -20, 0, 30, 54] {
+                for spread in [0, 3, 20] {
+                    let magnitude = |i: usize| exponent - (i * 7 % (spread + 1)) as i32;
+                    let value = |i: usize| {
+                        let x = ((i * 7919 + 13) as f64).sin() * 1.9;
+                        (x * 2f64.powi(magnitude(i))) as f32
+                    };
+                    let row: Vec<f32> = (0..dim).map(value).collect();
+                    let centres = [
+                        vec![0.0; dim],
+                        row.iter().map(|x| x * 0.99).collect::<Vec<_>>(),
+                        (0..dim).map(|i| value(i + 1)).collect(),
+                        row.clone(),
+                    ];
+                    for centre in centres {
+                        let (stored, exact) = stored_and_true(&row, &centre);
+                        for (stored, exact) in stored.into_iter().zip(exact) {
+                            assert!(stored >= exact, "{dim} 2^{exponent}: {stored:e} {exact:e}");
+                        }
+                        // bf16 has eight bits, and a scale of 2^-133 or less none to spare.
+                        let least = 2f64.powi(-133) + exact[1] / 1e6;
+                        assert!(stored[0] <= exact[0] * 1.02 + least, "{stored:?} {exact:?}");
+                        assert!(
+                            stored[1] <= exact[1] * 1.001 + least,
+                            "{stored:?} {exact:?}"
+                        );
+                    }
+                    let (stored, _) = stored_and_true(&row, &row);
+                    assert_eq!(stored[0], 0.0);
+                }
+            }
+        }
     }
 }

@@ -49,9 +49,9 @@ fn check(kernel: Kernel, keys: &[f32], queries: &[f32], centre: &[f32]) {
             residual >= error,
             "slot {slot}: {residual:e} below {error:e}"
         );
-        // The bound is not only safe but near: bf16 has 8 bits.
+        // The bound is not only safe but near: bf16 has 8 bits, and 4 * 2^-24 of the codes covers what f32 rounds.
         let code_norm = scale * norm(codes.iter().map(|&c| f64::from(c)));
-        assert!(residual <= error * 1.008 + code_norm * 1e-14 + 1e-40);
+        assert!(residual <= error * 1.008 + code_norm * 2.5e-7 + 1e-40);
         if key == centre {
             assert_eq!((scale, residual), (0.0, 0.0));
         }

@@ -7,7 +7,7 @@ use crate::IndexError;
 
 /// Random keys as centroids, moved once to the mean of what is nearest to them.
 ///
-/// About a fifth of the time of [`KMeansBuilder`] (see the bench `build`), with clusters that are wider.
+/// About a third of the time of [`KMeansBuilder`] (see the bench `build`), with clusters that are wider.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RandomizedBuilder {
