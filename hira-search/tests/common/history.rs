@@ -53,7 +53,6 @@ pub(crate) const VARIANTS: &[Variant] = &[
     variant("kd-tree, principal, in the background", |config| {
         let builder = KdTreeBuilder {
             axis: KdAxis::Principal,
-            ..KdTreeBuilder::default()
         };
         config
             .with_builder(BuilderConfig::KdTree(builder))
