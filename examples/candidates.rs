@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
 use half::{bf16, f16};
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
 use hira_kernels::Kernel;
 use hira_search::{
-    HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, Selection, search_naive,
+    Explanation, HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, SearchHistory,
+    Selection, search_naive,
 };
 use hira_threshold::{ThresholdRule, select_at_least, select_top_k};
 use rand::rngs::StdRng;
@@ -58,9 +59,15 @@ pub(crate) struct Arguments {
     /// Rows to a segment, a multiple of 16
     #[arg(long, default_value_t = 8192)]
     segment_len: usize,
+    /// Product codes of this many subvectors, a coarser first pass for the plan `product`
+    #[arg(long, value_name = "SUBVECTORS")]
+    product: Option<usize>,
     /// How the query is answered; the answer is the same
     #[arg(long, value_enum, default_value_t = PlanName::Auto)]
     plan: PlanName,
+    /// Say what the planner expected, what it chose and why, and what was read
+    #[arg(long)]
+    explain: bool,
     /// Repetitions of each timing
     #[arg(long, default_value_t = 21)]
     repeat: usize,
@@ -117,6 +124,7 @@ enum PlanName {
     Dense,
     SketchScan,
     Tree,
+    Product,
 }
 
 impl From<PlanName> for PlanChoice {
@@ -126,6 +134,7 @@ impl From<PlanName> for PlanChoice {
             PlanName::Dense => Self::Force(Plan::Dense),
             PlanName::SketchScan => Self::Force(Plan::SketchScan),
             PlanName::Tree => Self::Force(Plan::Tree),
+            PlanName::Product => Self::Force(Plan::Product),
         }
     }
 }
@@ -158,7 +167,12 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
     let config = IndexConfig::new(dim)
         .with_num_levels(arguments.levels)
         .with_branching_factor(arguments.branching_factor)
-        .with_segment_len(arguments.segment_len);
+        .with_segment_len(arguments.segment_len)
+        .with_product(
+            arguments
+                .product
+                .map(|subvectors| ProductConfig::default().with_subvectors(subvectors)),
+        );
     let mut index = HierarchicalIndex::new(config)?;
     index
         .append(&matrix.values)
@@ -173,13 +187,23 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
     let searcher = HalfspaceSearcher::new(config)?;
     let mut scratch = Scratch::new();
     let mut found = [Selection::default()];
+    let mut history = SearchHistory::default();
     let mut search = || {
-        let len = index.len();
-        searcher.search_group_with(&index, &query, len, &rule, 0.0, &mut scratch, &mut found)
+        // The planner's counts stay, the keys found before go: each search is the first of its query.
+        history.forget_keys();
+        scratch.swap_history(&mut history);
+        let found = &mut found;
+        let explained =
+            searcher.explain(&index, &query, index.len(), &rule, 0.0, &mut scratch, found);
+        scratch.swap_history(&mut history);
+        explained
     };
-    search()?;
+    let mut explanation = search()?;
     let mut searched = Ok(());
-    let search_time = median(arguments.repeat, || searched = search());
+    let search_time = median(arguments.repeat, || match search() {
+        Ok(last) => explanation = last,
+        Err(error) => searched = Err(error),
+    });
     searched?;
     let [found] = found;
 
@@ -199,7 +223,10 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
         index.len()
     )?;
     let times = [build, search_time, brute_time];
-    print(out, &index, &found, times)?;
+    print(out, &index, &found, &explanation, times)?;
+    if arguments.explain {
+        writeln!(out, "{explanation}")?;
+    }
     print_best(out, &found, arguments.show)?;
     let verdict = if same { "the same set" } else { "ANOTHER SET" };
     writeln!(out, "brute force finds {verdict}, scores bit for bit")?;
@@ -211,6 +238,7 @@ fn print(
     out: &mut impl Write,
     index: &HierarchicalIndex,
     found: &Selection,
+    explanation: &Explanation,
     [build, search, brute]: [Duration; 3],
 ) -> Result<()> {
     let (stats, memory) = (found.stats, index.memory_usage());
@@ -228,7 +256,7 @@ fn print(
     )?;
     line(
         "plan",
-        format!("{:?}", stats.plan)
+        stats.plan.to_string()
             + if stats.rescanned {
                 ", scanned twice"
             } else {
@@ -259,13 +287,7 @@ fn print(
             share(stats.scanned as f64, len as f64)
         ),
     )?;
-    // The clusters' bounds are counted whole for a tree plan, though it may open only some of them.
-    let levels = match stats.plan {
-        Plan::Tree => memory.levels.iter().sum::<usize>(),
-        _ => 0,
-    };
-    let sketch = memory.sketch as f64 / len.max(1) as f64;
-    let bytes = stats.scanned as f64 * sketch + (4 * dim * stats.survivors) as f64 + levels as f64;
+    let bytes = explanation.actual.bytes;
     let dense = (4 * dim * len) as f64;
     line(
         "bytes read",

@@ -63,7 +63,7 @@ pub struct HiraAttentionConfig {
     pub update_strategy: UpdateConfig,
     /// Whether segments are built and merged on another thread while they are searched as they are. Default false.
     pub background_builds: bool,
-    /// Product codes beside the sketch of every sealed segment of at least `min_coarse_len` keys, as `{ subvectors = 16, bits = 4 }`: a
+    /// Product codes beside the sketch of every sealed segment of at least `min_coarse_len` keys, as `{ subvectors = 8, bits = 4 }`: a
     /// coarser first pass for keys that lie in clusters. Default: none.
     pub product: Option<ProductConfig>,
     /// On which tier each part of the cache should lie. Default `"all_device"`.

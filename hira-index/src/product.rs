@@ -20,7 +20,7 @@ const GATHER_TILES: usize = 64;
 #[serde(default, deny_unknown_fields)]
 pub struct ProductConfig {
     /// Subvectors of a key, 1 to 127. They are runs of `ceil(dim / subvectors)` dimensions, so that there are fewer where
-    /// that leaves none for the last. Default: 16.
+    /// that leaves none for the last. Default: 8, which beat 16 and 32 in every measurement on clustered keys of dimension 64.
     pub subvectors: usize,
     /// Bits of a subvector's code, 4 or 8. Tables of 4 bits fit a register and are read by shuffles; tables of 8 bits are
     /// sixteen times as large, and so is the work to fill them for a query. Default: 4.
@@ -36,7 +36,7 @@ pub struct ProductConfig {
 impl Default for ProductConfig {
     fn default() -> Self {
         Self {
-            subvectors: 16,
+            subvectors: 8,
             bits: 4,
             max_iterations: 10,
             seed: 0,

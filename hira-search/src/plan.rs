@@ -68,7 +68,7 @@ const BOUND: f64 = 8.0;
 const BOUND_BYTE: f64 = 0.03;
 
 /// The bound of a key by its product code, for one query.
-const CODED_KEY: f64 = 0.4;
+const CODED_KEY: f64 = 0.2;
 /// A plan that prunes must be this much cheaper than a scan: what it prunes varies from step to step.
 const MARGIN: f64 = 1.1;
 

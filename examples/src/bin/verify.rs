@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use hira_examples::capture::Capture;
-use hira_index::{HierarchicalIndex, IndexConfig};
+use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
 use hira_kernels::Kernel;
 use hira_search::{
     HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, Selection, search_naive,
@@ -43,6 +43,9 @@ struct Arguments {
     /// Levels of the index; the sketch is the last, 0 is none.
     #[arg(long, default_value_t = 3)]
     levels: usize,
+    /// Product codes of this many subvectors beside the sketch of full segments.
+    #[arg(long)]
+    product: Option<usize>,
     /// Append the keys from this position on one by one, those before it at once.
     #[arg(long)]
     append_from: Option<usize>,
@@ -63,6 +66,7 @@ enum PlanName {
     Dense,
     Scan,
     Tree,
+    Product,
 }
 
 impl From<PlanName> for PlanChoice {
@@ -72,6 +76,7 @@ impl From<PlanName> for PlanChoice {
             PlanName::Dense => Self::Force(Plan::Dense),
             PlanName::Scan => Self::Force(Plan::SketchScan),
             PlanName::Tree => Self::Force(Plan::Tree),
+            PlanName::Product => Self::Force(Plan::Product),
         }
     }
 }
@@ -111,7 +116,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     );
     let config = IndexConfig::new(capture.dim)
         .with_num_levels(arguments.levels)
-        .with_segment_len(arguments.segment_len);
+        .with_segment_len(arguments.segment_len)
+        .with_product(
+            arguments
+                .product
+                .map(|subvectors| ProductConfig::default().with_subvectors(subvectors)),
+        );
     config.validate()?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(arguments.threads)
