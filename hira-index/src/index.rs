@@ -412,6 +412,9 @@ impl HierarchicalIndex {
             );
         }
         self.open = Arc::new(open);
+        // Nobody waits for what is built of keys that are forgotten.
+        let sealed = &self.sealed;
+        self.pending.retain(|pending| pending.is_of_use(sealed));
     }
 
     /// Forgets every key.

@@ -255,9 +255,19 @@ fn whatever_happens_while_a_segment_is_built_is_safe() {
     assert_holds(&cut, &batch[..100 * DIM]);
     cleared.clear();
     assert!(cleared.is_empty());
-    for _ in 0..8 {
+    let pending = [&grown, &cut, &cleared].map(|index| index.pending_builds());
+    assert_eq!(pending, [2, 1, 0]);
+    // Other keys in the place of those that are being built.
+    let mut other = index.clone();
+    let others = keys(Kind::Spread, 100, DIM, 9);
+    other.truncate(40);
+    other.append(&others).unwrap();
+    let replaced = [&batch[..40 * DIM], &others].concat();
+    for _ in 0..12 {
         permit.send(()).unwrap();
     }
+    other.finish_builds();
+    assert_holds(&other, &replaced);
     grown.append(&batch[150 * DIM..]).unwrap();
     for (index, len, sealed) in [
         (&mut index, 150, 2),

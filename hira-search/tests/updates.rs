@@ -129,3 +129,34 @@ proptest! {
         }
     }
 }
+
+/// More keys in one segment than 131,072, by every builder, and half as many again after a join.
+#[test]
+fn large_segments_are_searched_exactly() {
+    let (dim, len) = (3, 132_000);
+    let update = UpdateConfig::Incremental(IncrementalUpdater {
+        every: 64_000,
+        rebuild_every: 10,
+    });
+    for builder in builders() {
+        let config = IndexConfig::new(dim)
+            .with_segment_len(1 << 18)
+            .with_builder(builder)
+            .with_update(update);
+        let mut index = HierarchicalIndex::new(config).unwrap();
+        for (i, kind) in [ROWS[0], ROWS[1]].into_iter().enumerate() {
+            index.append(&rows(kind, len / (i + 1), dim, 1)).unwrap();
+            assert_eq!(index.segments().count(), 1);
+            assert_eq!(index.segments().next().unwrap().updates(), i as u32);
+            let query = rows(ROWS[0], 1, dim, 2);
+            let rule = ThresholdRule::TopK { k: 100 };
+            for plan in PLANS {
+                for visible in [index.len(), len - 5] {
+                    let settings = SearchConfig::default().with_plan(plan);
+                    let found = search(&index, &query, visible, &rule, 0.125, settings);
+                    assert_exact(&index, &query, visible, &rule, 0.125, &found[0]);
+                }
+            }
+        }
+    }
+}

@@ -1,9 +1,10 @@
 //! New keys in the clusters of a segment: nearest centroid, exact growth, division of what became too large.
 
+use hira_kernels::Kernel;
+
 use crate::builder::Lloyd;
 use crate::level::Level;
 use crate::{IndexConfig, Segment};
-use hira_kernels::Kernel;
 
 /// A segment's levels and order while keys are added to it.
 pub(crate) struct Insertion<'a> {
@@ -66,27 +67,26 @@ impl<'a> Insertion<'a> {
     fn nearest_leaf(&self, kernel: Kernel, key: &[f32]) -> usize {
         let dim = self.config.dim;
         let mut choice = 0..self.old.levels()[0].len();
+        let mut leaf = 0;
         let mut scores = Vec::new();
         for level in self.old.levels() {
             scores.resize(choice.len(), 0.0);
             let centroids = &level.centroids()[choice.start * dim..choice.end * dim];
             kernel.scores_into(key, centroids, &mut scores);
-            let mut best = (f64::NEG_INFINITY, choice.start);
+            leaf = choice.start;
+            let mut best = f64::NEG_INFINITY;
             for (i, &score) in choice.zip(&scores) {
                 // ||k - c||^2 = ||k||^2 - 2 (k.c - ||c||^2 / 2)
                 let norm = f64::from(level.centroid_norm(i));
                 let value = f64::from(score) - norm * norm / 2.0;
-                if value > best.0 {
-                    best = (value, i);
+                if value > best {
+                    (best, leaf) = (value, i);
                 }
             }
-            let children = level.children(best.1);
+            let children = level.children(leaf);
             choice = children.start as usize..children.end as usize;
-            if std::ptr::eq(level, self.old.levels().last().unwrap_or(level)) {
-                return best.1;
-            }
         }
-        choice.start
+        leaf
     }
 
     /// Adds an old cluster with what it gained, or what it is divided into.

@@ -39,6 +39,11 @@ impl Pending {
         same.then_some(first..first + self.inputs.len())
     }
 
+    /// Whether all segments that are being built are still there.
+    pub(crate) fn is_of_use(&self, sealed: &[Arc<Segment>]) -> bool {
+        self.place(sealed).is_some()
+    }
+
     /// Whether what is built is still of use, and contains the segment at `i` of `sealed`.
     pub(crate) fn covers(&self, sealed: &[Arc<Segment>], i: usize) -> bool {
         self.place(sealed).is_some_and(|place| place.contains(&i))
