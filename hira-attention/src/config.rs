@@ -6,6 +6,7 @@ use hira_cache::{CacheConfig, HiraCache};
 use hira_index::{BuilderConfig, IndexConfig, ProductConfig, SampleConfig, UpdateConfig};
 use hira_kernels::Kernel;
 use hira_memory::{Budget, MemoryPolicy};
+use hira_search::PlanChoice;
 use hira_threshold::{Threshold, ThresholdRule};
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,8 @@ pub struct HiraAttentionConfig {
     pub max_decode_tokens: usize,
     /// Who decides between dense and sparse. Default `"auto"`.
     pub plan: PlanPolicy,
+    /// How a sparse step searches: `"auto"`, or a plan for all as `{ force = "sketch_scan" }` (`dense`, `tree`, `product`). Default `"auto"`.
+    pub search_plan: PlanChoice,
     /// What scores are multiplied by before the softmax. Default `1 / sqrt(D)`.
     pub scale: Option<f32>,
     /// Keys of a sealed segment, a multiple of 16. Default 8192.
@@ -124,6 +127,7 @@ impl Default for HiraAttentionConfig {
             use_hira_during_prefill: false,
             max_decode_tokens: 16,
             plan: PlanPolicy::Auto,
+            search_plan: PlanChoice::Auto,
             scale: None,
             segment_len: 8192,
             min_coarse_len: 32768,

@@ -2,7 +2,7 @@
 
 use hira_cache::{HeadCache, HiraCache};
 use hira_kernels::{Kernel, MAX_NORM};
-use hira_search::{HalfspaceSearcher, PlanChoice, SearchConfig, SearchError};
+use hira_search::{HalfspaceSearcher, SearchConfig, SearchError};
 use hira_threshold::ThresholdRule;
 use rayon::prelude::*;
 
@@ -64,7 +64,7 @@ impl HostAttention {
     pub fn new(config: HiraAttentionConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         let searcher = HalfspaceSearcher::new(SearchConfig {
-            plan: PlanChoice::Auto,
+            plan: config.search_plan,
             max_candidates: config.max_candidates,
             parallel: true,
         })?;

@@ -5,9 +5,10 @@ use std::error::Error;
 use hira_attention::{ConfigError, HiraAttentionConfig, PlanPolicy, ThresholdStrategy};
 use hira_index::{
     BuilderConfig, DynamicUpdater, IncrementalUpdater, KMeansBuilder, KMeansStart, KdAxis,
-    KdTreeBuilder, RandomizedBuilder, RebuildTrigger, RebuildUpdater, UpdateConfig,
+    KdTreeBuilder, ProductConfig, RandomizedBuilder, RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
 use hira_memory::MemoryPolicy;
+use hira_search::{Plan, PlanChoice};
 use hira_threshold::ThresholdRule;
 
 /// The error and everything that caused it, as a program prints it.
@@ -279,4 +280,21 @@ fn files_are_read_by_their_extension() {
     let format = HiraAttentionConfig::from_file(folder.join("a.ini")).unwrap_err();
     assert!(format.to_string().contains("a.ini"));
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn product_codes_and_search_plans_are_reached() {
+    let text = "product = { subvectors = 4, bits = 8 }\nsearch_plan = { force = \"product\" }";
+    let config = HiraAttentionConfig::from_toml(text).unwrap();
+    let product = ProductConfig::default().with_subvectors(4).with_bits(8);
+    assert_eq!(config.product, Some(product));
+    assert_eq!(config.search_plan, PlanChoice::Force(Plan::Product));
+    let text = toml::to_string(&config).unwrap();
+    assert_eq!(HiraAttentionConfig::from_toml(&text).unwrap(), config);
+    let text = serde_json::to_string(&config).unwrap();
+    assert_eq!(HiraAttentionConfig::from_json(&text).unwrap(), config);
+    let text = serde_norway::to_string(&config).unwrap();
+    assert_eq!(HiraAttentionConfig::from_yaml(&text).unwrap(), config);
+    let refused = HiraAttentionConfig::from_toml("product = { bits = 5 }").unwrap_err();
+    assert!(refused.to_string().contains("product.bits"), "{refused}");
 }
