@@ -148,7 +148,7 @@ impl Arguments {
             config = config.with_threshold(threshold);
         }
         config.validate()?;
-        Ok(AttentionChoice::Hira(config))
+        Ok(AttentionChoice::Hira(Box::new(config)))
     }
 
     /// The prompt that the arguments describe.

@@ -119,7 +119,7 @@ fn hira_that_selects_every_key_is_dense<B: HiraBackend>() {
     let mut narrow = everything.clone().with_top_k(8);
     narrow.min_sparse_len = 0;
     model
-        .set_attention(AttentionChoice::Hira(everything))
+        .set_attention(AttentionChoice::Hira(Box::new(everything)))
         .expect("the configuration is valid");
     cache.reset();
     let hira = model.forward_all(&mut cache, &ids).expect("hira runs");
@@ -130,7 +130,7 @@ fn hira_that_selects_every_key_is_dense<B: HiraBackend>() {
     }
 
     model
-        .set_attention(AttentionChoice::Hira(narrow))
+        .set_attention(AttentionChoice::Hira(Box::new(narrow)))
         .expect("the configuration is valid");
     cache.reset();
     model.forward_all(&mut cache, &ids).expect("hira runs");
@@ -271,7 +271,7 @@ fn impossible_models_and_attentions_are_refused<B: HiraBackend>() {
     let mut model = load::<B>(&Tiny::new());
     let nothing = HiraAttentionConfig::new().with_top_k(0);
     assert!(matches!(
-        model.set_attention(AttentionChoice::Hira(nothing)),
+        model.set_attention(AttentionChoice::Hira(Box::new(nothing))),
         Err(LlamaError::Attention(_))
     ));
     assert_eq!(*model.attention(), AttentionChoice::Dense);

@@ -42,7 +42,7 @@ pub enum PlanPolicy {
     Sparse,
 }
 
-/// Shape of a cache: see [`HiraAttentionConfig::init_cache`].
+/// Shape of a cache: see [`init_cache`](crate::HiraAttentionConfig::init_cache).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
     /// Decoder layers.

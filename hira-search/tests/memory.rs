@@ -5,7 +5,7 @@
 mod common;
 
 use common::{PLANS, Rows, build, rows};
-use hira_index::IndexConfig;
+use hira_index::{IndexConfig, ProductConfig};
 use hira_kernels::Kernel;
 use hira_search::{HalfspaceSearcher, Scratch, SearchConfig, SearchHistory, Selection};
 use hira_threshold::ThresholdRule;
@@ -16,7 +16,8 @@ fn steady_state_does_not_allocate() {
     let keys = rows(Rows::Plain, len, dim, 1);
     let config = IndexConfig::new(dim)
         .with_segment_len(4096)
-        .with_min_coarse_len(0);
+        .with_min_coarse_len(0)
+        .with_product(Some(ProductConfig::default()));
     let index = build(config, Kernel::best(), &keys);
     let queries: Vec<Vec<f32>> = (0..16)
         .map(|seed| rows(Rows::Plain, 3, dim, seed))

@@ -102,7 +102,7 @@ pub fn compare<B: HiraBackend>(
     let dense = answer(model, &mut cache, Event::Dense)?;
     empty_seconds.extend(empty_steps(model, first)?);
     cache.truncate(config.prompt.len());
-    model.set_attention(AttentionChoice::Hira(config.hira.clone()))?;
+    model.set_attention(AttentionChoice::Hira(Box::new(config.hira.clone())))?;
     let hira = answer(model, &mut cache, Event::Hira)?;
     empty_seconds.extend(empty_steps(model, first)?);
     let info = cache.info();

@@ -28,7 +28,7 @@ pub enum AttentionChoice {
     /// Every key, through the same module and the same store as [`AttentionChoice::Hira`].
     Dense,
     /// What the configuration selects.
-    Hira(HiraAttentionConfig),
+    Hira(Box<HiraAttentionConfig>),
 }
 
 impl AttentionChoice {
@@ -46,7 +46,7 @@ impl AttentionChoice {
     fn cache_config(&self) -> HiraAttentionConfig {
         match self {
             Self::Dense => HiraAttentionConfig::new(),
-            Self::Hira(config) => config.clone(),
+            Self::Hira(config) => config.as_ref().clone(),
         }
     }
 }
@@ -227,7 +227,7 @@ impl<B: HiraBackend> Llama<B> {
     /// An empty cache for up to `max_len` tokens, indexed as the attention that was chosen last asks for.
     ///
     /// Under [`AttentionChoice::Dense`] keys get the default index, so that the model can be patched while the cache is in
-    /// use; a store without any is that of `AttentionChoice::Hira(HiraAttentionConfig::dense())`.
+    /// use; a store without any is that of `AttentionChoice::Hira(Box::new(HiraAttentionConfig::dense()))`.
     ///
     /// # Errors
     ///
