@@ -30,6 +30,8 @@ pub(crate) fn run(workspace: &Workspace, quick: bool, flags: &[String]) -> Resul
         "--package",
         "hira-kernels",
         "--package",
+        "hira-index",
+        "--package",
         "hira-search",
         "--no-default-features",
         "--benches",

@@ -81,7 +81,7 @@ enum Chore {
     ///
     /// Runs the `bench_attention` binary of hira-examples in release: Hira beside Burn's own
     /// attention on the same recorded tensors, every timed answer checked. Without --quick also
-    /// the Criterion benches of hira-kernels and hira-search. Close other programs first: the
+    /// the benches of hira-kernels, hira-index and hira-search. Close other programs first: the
     /// figures are of memory speed. Everything else is handed to bench_attention.
     #[command(verbatim_doc_comment)]
     Bench {
