@@ -24,6 +24,8 @@ pub(crate) struct DenseStep {
     pub(crate) scale: f32,
     pub(crate) dim: usize,
     pub(crate) value_dim: usize,
+    /// Whether the ranges of one head may be spread over rayon's workers.
+    pub(crate) parallel: bool,
 }
 
 /// Shape of a prefill: the first `block` of `tokens` new tokens are answered, after `before` stored ones.
@@ -71,8 +73,10 @@ impl DenseStep {
             self.kernel
                 .dense_decode_into(queries, run, self.shape(), states, dense);
         };
-        if ranges == 1 {
-            attend(0, states, &mut scratch.dense, &mut scratch.copy);
+        if ranges == 1 || !self.parallel {
+            for (range, states) in states.chunks_exact_mut(group).enumerate() {
+                attend(range, states, &mut scratch.dense, &mut scratch.copy);
+            }
         } else {
             states
                 .par_chunks_exact_mut(group)

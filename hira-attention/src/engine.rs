@@ -1,5 +1,7 @@
 //! Attention on host slices: checks, append, plan, attend, report.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use hira_cache::{HeadCache, HiraCache};
 use hira_kernels::{Kernel, MAX_NORM};
 use hira_search::{HalfspaceSearcher, SearchConfig, SearchError};
@@ -40,6 +42,8 @@ pub struct HostAttention {
     rule: ThresholdRule,
     kernel: Kernel,
     searcher: HalfspaceSearcher,
+    /// The same, on one thread.
+    searcher_alone: HalfspaceSearcher,
     pool: ScratchPool,
 }
 
@@ -53,6 +57,17 @@ struct Call {
     dim: usize,
     value_dim: usize,
     scale: f32,
+    /// Whether the work of one head may be spread over rayon's workers too.
+    parallel: bool,
+}
+
+/// A call from outside of rayon's pool with at most this many keys, times new tokens, takes whole heads at a time, on its own thread first.
+/// Above, waking the pool is little beside the step, and dividing heads balances it better.
+const CALLER_KEYS: usize = 1 << 15;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic in another task is passed on by the scope; what the mutex holds is whole at any time.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl HostAttention {
@@ -63,15 +78,16 @@ impl HostAttention {
     /// [`ConfigError`] that names the key of an impossible value.
     pub fn new(config: HiraAttentionConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        let searcher = HalfspaceSearcher::new(SearchConfig {
+        let search = SearchConfig {
             plan: config.search_plan,
             max_candidates: config.max_candidates,
             parallel: true,
-        })?;
+        };
         Ok(Self {
             rule: config.rule()?,
             kernel: config.kernel()?,
-            searcher,
+            searcher_alone: HalfspaceSearcher::new(search.clone().with_parallel(false))?,
+            searcher: HalfspaceSearcher::new(search)?,
             pool: ScratchPool::default(),
             config,
         })
@@ -196,6 +212,7 @@ impl HostAttention {
                 .config
                 .scale
                 .unwrap_or_else(|| 1.0 / (dim as f32).sqrt()),
+            parallel: false,
         })
     }
 
@@ -231,12 +248,21 @@ impl HostAttention {
         }
         if block < call.tokens {
             let group = call.group * call.tokens;
+            let keys = (call.before + call.tokens) * call.tokens;
+            if rayon::current_thread_index().is_none() && keys <= CALLER_KEYS {
+                self.attend_on_caller(call, block, q, heads, out, &mut reports)?;
+                return Ok(reports);
+            }
             let tasks = (
                 heads.par_iter_mut(),
                 q.par_chunks_exact(group * call.dim),
                 out.par_chunks_exact_mut(group * call.value_dim),
                 reports.par_chunks_exact_mut(call.group),
             );
+            let call = Call {
+                parallel: true,
+                ..call
+            };
             tasks
                 .into_par_iter()
                 .try_for_each(|(head, queries, out, reports)| {
@@ -246,6 +272,53 @@ impl HostAttention {
                 })?;
         }
         Ok(reports)
+    }
+
+    /// The tokens from `block` on, whole KV heads at a time: on the calling thread, and on workers of the pool as soon as these are awake.
+    ///
+    /// A call from outside of the pool would otherwise wait until a worker has woken up to start it, and once more until the caller has
+    /// been woken up at its end: 100 to 200 us on a shared machine, as much as a short step itself.
+    fn attend_on_caller(
+        &self,
+        call: Call,
+        block: usize,
+        q: &[f32],
+        heads: &mut [HeadCache],
+        out: &mut [f32],
+        reports: &mut [HeadReport],
+    ) -> Result<(), SearchError> {
+        let group = call.group * call.tokens;
+        let helpers = rayon::current_num_threads().min(heads.len()) - 1;
+        let tasks = heads
+            .iter_mut()
+            .zip(q.chunks_exact(group * call.dim))
+            .zip(out.chunks_exact_mut(group * call.value_dim))
+            .zip(reports.chunks_exact_mut(call.group));
+        let tasks = Mutex::new(tasks);
+        let failed = Mutex::new(Ok(()));
+        let work = || {
+            self.pool.with(|scratch| {
+                loop {
+                    // Not held while the head is worked on.
+                    let task = lock(&tasks).next();
+                    let Some((((head, queries), out), reports)) = task else {
+                        return;
+                    };
+                    let done =
+                        self.attend_tokens(call, block, queries, head, scratch, out, reports);
+                    if done.is_err() {
+                        *lock(&failed) = done;
+                    }
+                }
+            });
+        };
+        rayon::in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first `block` tokens, densely, for every head.
@@ -359,12 +432,17 @@ impl HostAttention {
             }
             HeadPlan::Sparse => {
                 let sparse = SparseStep {
-                    searcher: &self.searcher,
+                    searcher: if call.parallel {
+                        &self.searcher
+                    } else {
+                        &self.searcher_alone
+                    },
                     kernel: self.kernel,
                     rule: &self.rule,
                     scale: call.scale,
                     sink_tokens: self.config.sink_tokens,
                     recent_window: self.config.recent_window,
+                    parallel: call.parallel,
                 };
                 // The scratch is any head's; what it remembers during the search is this one's.
                 scratch.search.swap_history(head.search_history_mut());
@@ -392,6 +470,7 @@ impl HostAttention {
             scale: call.scale,
             dim: call.dim,
             value_dim: call.value_dim,
+            parallel: call.parallel,
         }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct SparseStep<'a> {
     pub(crate) scale: f32,
     pub(crate) sink_tokens: usize,
     pub(crate) recent_window: usize,
+    /// Whether the queries of the group may be spread over rayon's workers.
+    pub(crate) parallel: bool,
 }
 
 /// What one query of the group came to.
@@ -62,17 +64,31 @@ impl SparseStep<'_> {
         let always = Always::new(self.sink_tokens, self.recent_window, visible);
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
-        (
-            queries.par_chunks_exact(dim),
-            &scratch.selections,
-            &mut scratch.per_query,
-            out.par_chunks_exact_mut(value_dim),
-            &mut scratch.answers,
-        )
-            .into_par_iter()
-            .for_each(|(query, selection, buffers, out, answer)| {
-                *answer = self.attend_one(head, query, selection, always, visible, buffers, out);
-            });
+        let attend =
+            |query: &[f32], selection: &Selection, buffers: &mut QueryScratch, out: &mut [f32]| {
+                self.attend_one(head, query, selection, always, visible, buffers, out)
+            };
+        if self.parallel {
+            (
+                queries.par_chunks_exact(dim),
+                &scratch.selections,
+                &mut scratch.per_query,
+                out.par_chunks_exact_mut(value_dim),
+                &mut scratch.answers,
+            )
+                .into_par_iter()
+                .for_each(|(query, selection, buffers, out, answer)| {
+                    *answer = attend(query, selection, buffers, out);
+                });
+        } else {
+            let found = queries.chunks_exact(dim).zip(&scratch.selections);
+            let rows = out.chunks_exact_mut(value_dim).zip(&mut scratch.answers);
+            for (((query, selection), buffers), (out, answer)) in
+                found.zip(&mut scratch.per_query).zip(rows)
+            {
+                *answer = attend(query, selection, buffers, out);
+            }
+        }
         Ok(())
     }
 
