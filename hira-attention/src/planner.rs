@@ -13,8 +13,8 @@ const GATHER_OVERHEAD: usize = 256;
 /// second: this is the cautious side.
 const SPARSE_WEIGHT: f64 = 1.5;
 
-/// What the sparse plan of a group costs before it reads a key, in bytes of streaming: about 15 us (queries, sample, selection).
-const SPARSE_START: f64 = 400e3;
+/// What the sparse plan of a group costs before it reads a key, in bytes of streaming: about 10 us (queries, first threshold, selection).
+const SPARSE_START: f64 = 200e3;
 
 /// Survivors per key that the rule selects, before any were measured (1.3 to 1.5 on real attention keys at the top 3 %).
 const EXPECTED_SURVIVORS: f64 = 1.5;
