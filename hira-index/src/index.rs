@@ -97,7 +97,7 @@ impl HierarchicalIndex {
     /// [`IndexError::Dimension`] if `keys` is not a whole number of rows, [`IndexError::NonFinite`] or
     /// [`IndexError::Magnitude`] for the first row that must not be stored, [`IndexError::Full`] if there are too many.
     pub fn check(&self, keys: &[f32]) -> Result<usize, IndexError> {
-        let rows = rows::check(keys, self.config.dim)?;
+        let rows = rows::check(self.kernel, keys, self.config.dim)?;
         if rows > MAX_LEN - self.len() {
             return Err(IndexError::Full { limit: MAX_LEN });
         }

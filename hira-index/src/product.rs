@@ -159,8 +159,8 @@ impl ProductQuantizationBuilder {
         if centre.is_empty() {
             return Err(IndexError::ZeroDimension);
         }
-        rows::check(centre, centre.len())?;
-        let len = rows::check(keys, centre.len())?;
+        rows::check(kernel, centre, centre.len())?;
+        let len = rows::check(kernel, keys, centre.len())?;
         if let Some(order) = order
             && (order.len() != len || order.iter().any(|&row| row as usize >= len))
         {

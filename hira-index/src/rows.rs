@@ -1,6 +1,6 @@
 //! Rows of keys: what may be stored, and their mean.
 
-use hira_kernels::TILE;
+use hira_kernels::Kernel;
 
 use crate::IndexError;
 
@@ -8,45 +8,28 @@ use crate::IndexError;
 const MAX_SQUARE: f64 = (1u128 << 126) as f64;
 
 /// How many rows of `dim` values `keys` holds, if all of them may be stored.
-pub(crate) fn check(keys: &[f32], dim: usize) -> Result<usize, IndexError> {
+pub(crate) fn check(kernel: Kernel, keys: &[f32], dim: usize) -> Result<usize, IndexError> {
     if !keys.len().is_multiple_of(dim) {
         return Err(IndexError::Dimension {
             expected: dim,
             received: keys.len(),
         });
     }
-    match keys
-        .chunks_exact(dim)
-        .enumerate()
-        .find(|(_, key)| !clearly_fine(key))
-    {
-        None => Ok(keys.len() / dim),
-        // From the first doubtful row on, the answer is worked out exactly.
-        Some((first, _)) => {
-            for (row, key) in keys.chunks_exact(dim).enumerate().skip(first) {
-                check_row(key, row)?;
-            }
-            Ok(keys.len() / dim)
-        }
+    let rows = keys.len() / dim;
+    // From the first doubtful row on, the answer is worked out exactly.
+    let fine = kernel.rows_below(keys, dim, CLEARLY_FINE);
+    for row in fine..rows {
+        check_row(&keys[row * dim..][..dim], row)?;
     }
+    Ok(rows)
 }
 
-/// True for rows that are finite and well within the limit; a single pass in `f32`.
+/// `2^125`: rows whose sum of squares is below it in `f32` are finite and well within the limit.
 ///
-/// The sum has a relative error below `2^-7` (at most `2^12` roundings a lane and a tree, at `dim <= 2^16`), so a
-/// result below `2^125` proves a square below `2^126`. A NaN or an infinity makes the sum NaN or infinite. Squares that
-/// underflow lose less than `2^-126` each.
-fn clearly_fine(key: &[f32]) -> bool {
-    let mut lanes = [0.0f32; TILE];
-    let blocks = key.chunks_exact(TILE);
-    let rest: f32 = blocks.remainder().iter().map(|x| x * x).sum();
-    for block in blocks {
-        for (lane, x) in lanes.iter_mut().zip(block) {
-            *lane += x * x;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest < (1u128 << 125) as f32
-}
+/// The sum has a relative error below `2^-7` (at most `2^12 + 17` roundings, at `dim <= 2^16`), so a result below this
+/// proves a square below `2^126`. A NaN or an infinity makes the sum NaN or infinite. Squares that underflow lose less than
+/// `2^-126` each.
+const CLEARLY_FINE: f32 = (1u128 << 125) as f32;
 
 fn check_row(key: &[f32], row: usize) -> Result<(), IndexError> {
     if let Some(column) = key.iter().position(|x| !x.is_finite()) {
@@ -58,6 +41,14 @@ fn check_row(key: &[f32], row: usize) -> Result<(), IndexError> {
     } else {
         Ok(())
     }
+}
+
+/// Mean of rows that follow each other, the same bits as [`mean`] of them.
+pub(crate) fn mean_of(kernel: Kernel, rows: &[f32], dim: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; dim];
+    kernel.add_columns(rows, &mut sums);
+    let count = (rows.len() / dim).max(1) as f64;
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
 }
 
 /// Mean of the rows that `rows` names (zeros if it names none), accumulated in `f64`.
@@ -140,10 +131,10 @@ mod tests {
 
     #[test]
     fn rows_are_counted() {
-        assert_eq!(check(&[], 3), Ok(0));
-        assert_eq!(check(&[1.0; 6], 3), Ok(2));
+        assert_eq!(check(Kernel::best(), &[], 3), Ok(0));
+        assert_eq!(check(Kernel::best(), &[1.0; 6], 3), Ok(2));
         assert_eq!(
-            check(&[1.0; 7], 3),
+            check(Kernel::best(), &[1.0; 7], 3),
             Err(IndexError::Dimension {
                 expected: 3,
                 received: 7
@@ -159,7 +150,7 @@ mod tests {
                 keys[dim * 3] = bad;
                 keys[dim * 2 + dim - 1] = bad;
                 assert_eq!(
-                    check(&keys, dim),
+                    check(Kernel::best(), &keys, dim),
                     Err(IndexError::NonFinite {
                         row: 2,
                         column: dim - 1
@@ -173,21 +164,21 @@ mod tests {
     fn the_norm_is_limited_exactly() {
         let limit = 2.0f32.powi(63);
         assert_eq!(
-            check(&[0.0, limit], 1),
+            check(Kernel::best(), &[0.0, limit], 1),
             Err(IndexError::Magnitude { row: 1 })
         );
-        assert_eq!(check(&[0.0, limit.next_down()], 1), Ok(2));
+        assert_eq!(check(Kernel::best(), &[0.0, limit.next_down()], 1), Ok(2));
         // 4 * (2^62)^2 = (2^63)^2
         assert_eq!(
-            check(&[limit / 2.0; 4], 4),
+            check(Kernel::best(), &[limit / 2.0; 4], 4),
             Err(IndexError::Magnitude { row: 0 })
         );
         let mut below = [limit / 2.0; 4];
         below[3] = below[3].next_down();
-        assert_eq!(check(&below, 4), Ok(1));
+        assert_eq!(check(Kernel::best(), &below, 4), Ok(1));
         // A large row before a bad one does not hide it.
         assert_eq!(
-            check(&[limit.next_down(), f32::NAN], 1),
+            check(Kernel::best(), &[limit.next_down(), f32::NAN], 1),
             Err(IndexError::NonFinite { row: 1, column: 0 })
         );
     }
@@ -197,6 +188,8 @@ mod tests {
         let keys = [1.0, 2.0, 3.0, 6.0];
         assert_eq!(mean(keys.chunks(2), 2), [2.0, 4.0]);
         assert_eq!(mean(std::iter::empty(), 2), [0.0, 0.0]);
+        assert_eq!(mean_of(Kernel::best(), &keys, 2), [2.0, 4.0]);
+        assert_eq!(mean_of(Kernel::best(), &[], 2), [0.0, 0.0]);
         assert!(norm_up(&[3.0, 4.0]) >= 5.0);
         assert_eq!(round_up(norm_up(&[3.0, 4.0])), 5.0f32.next_up());
         assert_eq!(round_up(norm_up(&[0.0])), 0.0);

@@ -242,7 +242,7 @@ impl Segment {
     /// Appends checked rows and sketches them. The segment stays open and will hold at most `limit` keys.
     pub(crate) fn append(&mut self, kernel: Kernel, keys: &[f32], limit: usize) {
         if self.is_empty() && keys.len() / self.dim >= TILE {
-            self.centre = rows::mean(keys.chunks_exact(self.dim), self.dim);
+            self.centre = rows::mean_of(kernel, keys, self.dim);
         }
         if let Some(sketch) = &mut self.sketch {
             sketch.append(kernel, keys, &self.centre, limit);
@@ -295,7 +295,7 @@ impl Segment {
     /// What follows once the order of the slots is known.
     fn finish(&mut self, kernel: Kernel, config: &IndexConfig) {
         self.keys.shrink_to_fit();
-        self.centre = rows::mean(self.keys.chunks_exact(self.dim), self.dim);
+        self.centre = rows::mean_of(kernel, &self.keys, self.dim);
         self.sketch = (config.num_levels > 0)
             .then(|| sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref()));
         let order = self.order.as_deref();

@@ -77,6 +77,36 @@ fn box_sums_have_the_same_bits_and_reach_every_corner() {
 }
 
 #[test]
+fn columns_and_squares_of_rows_have_the_same_bits() {
+    for (seed, &dim) in LENGTHS.iter().enumerate().filter(|&(_, &dim)| dim > 0) {
+        let rows = values(seed as u64, 9 * dim, 3.0);
+        let naive: Vec<f64> = (0..dim)
+            .map(|column| {
+                let column = rows.chunks_exact(dim).map(|row| f64::from(row[column]));
+                column.fold(0.5, |sum, x| sum + x)
+            })
+            .collect();
+        let square = |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let squares: Vec<f64> = rows.chunks_exact(dim).map(square).collect();
+        for kernel in Kernel::available() {
+            let mut sums = vec![0.5; dim];
+            kernel.add_columns(&rows, &mut sums);
+            assert_eq!(sums, naive, "{} at {dim}", kernel.name());
+            for limit in [0.0, 1e-3, squares[4] as f32 * 1.001, 1e30] {
+                let below = kernel.rows_below(&rows, dim, limit);
+                let expected = squares.iter().position(|&s| s >= f64::from(limit));
+                assert_eq!(below, expected.unwrap_or(9), "{} at {dim}", kernel.name());
+            }
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut rows = rows.clone();
+                rows[7 * dim + dim / 2] = bad;
+                assert_eq!(kernel.rows_below(&rows, dim, f32::INFINITY), 7);
+            }
+        }
+    }
+}
+
+#[test]
 fn runs_and_gathered_rows_have_the_bits_of_single_scores() {
     for dim in [1, 3, 16, 64, 80, 96, 128] {
         for count in COUNTS {

@@ -33,6 +33,24 @@ impl Avx512 {
         unsafe { vectorised(query, lo, hi, out) }
     }
 
+    pub(crate) fn add_columns(self, rows: &[f32], sums: &mut [f64]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(rows: &[f32], sums: &mut [f64]) {
+            crate::columns::add_columns(rows, sums);
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(rows, sums) }
+    }
+
+    pub(crate) fn rows_below(self, rows: &[f32], dim: usize, limit: f32) -> usize {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn vectorised(rows: &[f32], dim: usize, limit: f32) -> usize {
+            crate::columns::rows_below(rows, dim, limit)
+        }
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { vectorised(rows, dim, limit) }
+    }
+
     pub(crate) fn quantise_keys(
         self,
         keys: &[f32],
