@@ -177,6 +177,8 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
     index
         .append(&matrix.values)
         .with_context(|| from.to_string())?;
+    // No more rows come: those of the last segment get their clusters too.
+    index.seal();
     let build = start.elapsed();
 
     let rule = arguments.rule.rule();
