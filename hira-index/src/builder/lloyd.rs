@@ -128,10 +128,11 @@ impl<'a> Lloyd<'a> {
             return rest.chunks_exact(dim).any(|point| point != first);
         }
         let mean = rows::mean(rows.iter().map(|&row| key(row)), dim);
-        let mut largest = vec![0.0f64; dim];
+        // In f32: a difference is off by half a unit, which is nothing to a cluster. Norms are below 2^63, so none overflows.
+        let mut largest = vec![0.0f32; dim];
         for &row in rows {
             for ((largest, &x), &mu) in largest.iter_mut().zip(key(row)).zip(&mean) {
-                let difference = (f64::from(x) - f64::from(mu)).abs();
+                let difference = (x - mu).abs();
                 *largest = if difference > *largest {
                     difference
                 } else {
@@ -139,16 +140,22 @@ impl<'a> Lloyd<'a> {
                 };
             }
         }
-        let largest = largest.into_iter().fold(0.0, f64::max);
+        let largest = largest.into_iter().fold(0.0f32, f32::max);
         if largest == 0.0 {
             return false;
         }
-        // At most 2^149, for subnormal keys.
-        let scale = largest.recip();
+        // Two powers of two, since one that makes subnormal differences large would overflow; exact but for what becomes
+        // subnormal itself, beside a difference of at least 1/2.
+        let exponent = -f64::from(largest).log2().ceil() as i32;
+        let (up, rest) = (
+            exponent.clamp(-100, 100),
+            exponent - exponent.clamp(-100, 100),
+        );
+        let (up, rest) = (2.0f32.powi(up), 2.0f32.powi(rest));
         for &row in rows {
             let pairs = key(row).iter().zip(&mean);
             self.points
-                .extend(pairs.map(|(&x, &mu)| ((f64::from(x) - f64::from(mu)) * scale) as f32));
+                .extend(pairs.map(|(&x, &mu)| (x - mu) * up * rest));
         }
         true
     }
@@ -244,14 +251,15 @@ impl<'a> Lloyd<'a> {
         let (mut labels, mut values) = (vec![0u32; len], vec![0.0f32; len]);
         let mut counts = vec![0u32; clusters];
         let mut last = f64::INFINITY;
+        let mut before: Vec<f32> = Vec::new();
+        let mut best = vec![0.0f32; len];
         for _ in 0..self.config.max_iterations {
-            self.packed.pack(&centroids);
-            self.kernel
-                .nearest_into(points, &self.packed, &mut labels, &mut values);
-            for (value, square) in values.iter_mut().zip(squares) {
-                *value = (square - 2.0 * *value).max(0.0);
+            self.assign(points, &centroids, &before, &mut labels, &mut best);
+            for ((value, &best), square) in values.iter_mut().zip(&best).zip(squares) {
+                *value = (square - 2.0 * best).max(0.0);
             }
             let total: f64 = values.iter().map(|&d| f64::from(d)).sum();
+            before.clone_from(&centroids);
             centroids.fill(0.0);
             counts.fill(0);
             for (point, &label) in points.chunks_exact(dim).zip(&labels) {
@@ -279,6 +287,65 @@ impl<'a> Lloyd<'a> {
             }
         }
         (last, centroids)
+    }
+}
+
+impl Lloyd<'_> {
+    /// The nearest centroid of each point, and the largest `x . c - ||c||^2 / 2`, as [`Kernel::nearest_into`] finds them.
+    ///
+    /// `before` are the centroids that `labels` and `best` are of; none at the first time. A point whose centroid stayed where it was has
+    /// to be compared with those that moved only: the others give what they gave. The numbers are the same, bit for bit, and after a few
+    /// iterations most centroids stay.
+    fn assign(
+        &mut self,
+        points: &[f32],
+        centroids: &[f32],
+        before: &[f32],
+        labels: &mut [u32],
+        best: &mut [f32],
+    ) {
+        let dim = self.dim;
+        let pairs = centroids.chunks_exact(dim).zip(before.chunks_exact(dim));
+        let moved: Vec<bool> = pairs.map(|(now, before)| now != before).collect();
+        let changed: Vec<u32> = (0..moved.len() as u32)
+            .filter(|&i| moved[i as usize])
+            .collect();
+        if before.is_empty() || 2 * changed.len() > moved.len() {
+            self.packed.pack(centroids);
+            self.kernel.nearest_into(points, &self.packed, labels, best);
+            return;
+        }
+        if changed.is_empty() {
+            return;
+        }
+        let rows = |from: &[f32], these: &[u32]| {
+            let mut rows = Vec::with_capacity(these.len() * dim);
+            for &i in these {
+                rows.extend_from_slice(&from[i as usize * dim..][..dim]);
+            }
+            rows
+        };
+        let (mut found, mut values) = (vec![0; labels.len()], vec![0.0; labels.len()]);
+        self.packed.pack(&rows(centroids, &changed));
+        self.kernel
+            .nearest_into(points, &self.packed, &mut found, &mut values);
+        let mut left = Vec::new();
+        for (i, (label, best)) in labels.iter_mut().zip(&mut *best).enumerate() {
+            let other = changed[found[i] as usize];
+            if moved[*label as usize] {
+                left.push(i as u32);
+            } else if values[i] > *best || values[i] == *best && other < *label {
+                // The first of equals.
+                (*label, *best) = (other, values[i]);
+            }
+        }
+        let (found, values) = (&mut found[..left.len()], &mut values[..left.len()]);
+        self.packed.pack(centroids);
+        self.kernel
+            .nearest_into(&rows(points, &left), &self.packed, found, values);
+        for ((&i, &label), &value) in left.iter().zip(&*found).zip(&*values) {
+            (labels[i as usize], best[i as usize]) = (label, value);
+        }
     }
 }
 
@@ -402,6 +469,29 @@ mod tests {
             "the same again"
         );
         ends.len()
+    }
+
+    #[test]
+    fn centroids_that_stay_are_not_asked_again_and_nothing_changes() {
+        let dim = 5;
+        // Small integers: equal distances abound.
+        let value = |i: usize| ((i as f32 * 1.37).sin() * 3.0).round();
+        let points: Vec<f32> = (0..300 * dim).map(value).collect();
+        let mut centroids: Vec<f32> = (0..20 * dim).map(|i| value(i * 7 + 3)).collect();
+        let mut lloyd = Lloyd::new(KMeansBuilder::default(), Kernel::best(), &points, dim);
+        let (mut labels, mut best) = (vec![0; 300], vec![0.0; 300]);
+        lloyd.assign(&points, &centroids, &[], &mut labels, &mut best);
+        for step in 0..40usize {
+            let before = centroids.clone();
+            for moved in 0..step % 13 {
+                let at = (moved * 11 + step * 3) % centroids.len();
+                centroids[at] = value(step * 31 + moved);
+            }
+            lloyd.assign(&points, &centroids, &before, &mut labels, &mut best);
+            let (mut all, mut values) = (vec![0; 300], vec![0.0; 300]);
+            lloyd.assign(&points, &centroids, &[], &mut all, &mut values);
+            assert_eq!((&labels, &best), (&all, &values), "{step}");
+        }
     }
 
     #[test]
