@@ -153,10 +153,12 @@ fn keys_join_the_nearest_clusters() {
     });
     let mut index = index(update, 256);
     let at = |x: f32| [x, 0.0, 0.0, 0.0, 0.0, 0.0];
-    let row: Vec<f32> = (0..32).flat_map(|i| at((i % 8) as f32 * 100.0)).collect();
+    // Two groups of four, so that no key lies half-way between two centroids.
+    let place = |i: usize| i % 4 * 100 + i / 4 % 2 * 1000;
+    let row: Vec<f32> = (0..32).flat_map(|i| at(place(i) as f32)).collect();
     index.append(&row).unwrap();
     index
-        .append(&[at(1.0), at(702.0), at(299.0), at(-5.0)].concat())
+        .append(&[at(1.0), at(1302.0), at(299.0), at(-5.0)].concat())
         .unwrap();
     assert_eq!(index.segments().next().unwrap().updates(), 1);
     for (position, like) in [(32, 0), (33, 7), (34, 3), (35, 0)] {
