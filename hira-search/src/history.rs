@@ -2,6 +2,8 @@
 
 use crate::plan::MAX_COARSE;
 
+/// Exactly scored keys for each one wanted, before any were measured: 1.3 on captured keys at top-256.
+const SURVIVORS: f64 = 1.3;
 /// Weight of a new measurement in a moving average.
 const RECENT: f64 = 0.125;
 /// Keys remembered for each one wanted; where more survived, only the selected ones are.
@@ -21,6 +23,8 @@ const RETRY: u32 = 32;
 pub struct SearchHistory {
     /// Exactly scored keys over visible keys, for fixed thresholds; a moving average.
     survivors: f64,
+    /// Exactly scored keys for each one wanted, for top-k rules; a moving average.
+    scored: f64,
     /// Clusters that stayed over clusters opened, on each coarse level; moving averages, 1 before the first measurement.
     passed: [f64; MAX_COARSE],
     /// Searches since the last tree plan that descended all levels.
@@ -41,6 +45,7 @@ impl Default for SearchHistory {
     fn default() -> Self {
         Self {
             survivors: 0.02,
+            scored: SURVIVORS,
             passed: [1.0; MAX_COARSE],
             since_tree: u32::MAX,
             marked: 1.0,
@@ -69,6 +74,16 @@ impl SearchHistory {
 
     pub(crate) fn survivors(&self) -> f64 {
         self.survivors
+    }
+
+    /// Exactly scored keys for each one that a top-k rule wants.
+    pub(crate) fn scored(&self) -> f64 {
+        self.scored
+    }
+
+    /// Notes how many keys a top-k search scored for each one wanted.
+    pub(crate) fn note_scored(&mut self, scored: f64) {
+        self.scored += (scored - self.scored) * RECENT;
     }
 
     /// Share of the opened clusters that coarse level `level` leaves.

@@ -58,8 +58,6 @@ const DENSE_SELECT: f64 = 4.3;
 const SCAN: f64 = 33_000.0;
 /// A byte of the sketch, for a group.
 const SCAN_BYTE: f64 = 0.14;
-/// Exactly scored keys for each selected one.
-const SURVIVORS: f64 = 1.3;
 /// A key read out of order, and each of its bytes.
 const GATHER: f64 = 9.0;
 const GATHER_BYTE: f64 = 0.05;
@@ -251,7 +249,7 @@ fn dense(shape: &Shape) -> Work {
 /// A scan of `keys` keys of the sketch, and what follows.
 fn scan(shape: &Shape, history: &SearchHistory, keys: f64) -> Work {
     let selected = match shape.count {
-        Some(count) => SURVIVORS * count as f64,
+        Some(count) => history.scored() * count as f64,
         None => history.survivors() * shape.visible as f64,
     };
     let row = 4.0 * shape.dim as f64;

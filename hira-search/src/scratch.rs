@@ -181,6 +181,8 @@ impl Scratch {
                     let candidates = out.stats.candidates as f64 / k as f64;
                     self.history.note_warm(warm.then_some(candidates));
                     self.history
+                        .note_scored(out.stats.survivors as f64 / k as f64);
+                    self.history
                         .remember(g, k, rescoring.survivors(), &out.positions);
                 }
             }

@@ -229,6 +229,13 @@ fn explain_says_what_was_done() {
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+    // Survivors for each key wanted are a moving average: after some steps the estimate is that of these keys.
+    let mut last = learned;
+    for _ in 0..40 {
+        last = explain(PlanChoice::Auto, len);
+    }
+    let ratio = last.estimated().expect("an estimate").work.scored / last.actual.scored;
+    assert!((0.9..1.1).contains(&ratio), "{ratio}");
     let forced = explain(PlanChoice::Force(Plan::Dense), 1000);
     assert_eq!(forced.chosen.map(|c| c.reason), Some(Reason::Forced));
     assert_eq!(
