@@ -49,9 +49,10 @@ fn check(kernel: Kernel, keys: &[f32], queries: &[f32], centre: &[f32]) {
             residual >= error,
             "slot {slot}: {residual:e} below {error:e}"
         );
-        // The bound is not only safe but near: bf16 has 8 bits, and 4 * 2^-24 of the codes covers what f32 rounds.
+        // The bound is not only safe but near: bf16 has 8 bits, 4 * 2^-24 of the codes is added for what f32 rounds, and what it
+        // rounded, up to 3.1 * 2^-24 of them, may have made the residual longer. (4 + 3.1) * 2^-24 * (1 + 2^-7) < 4.3e-7.
         let code_norm = scale * norm(codes.iter().map(|&c| f64::from(c)));
-        assert!(residual <= error * 1.008 + code_norm * 2.5e-7 + 1e-40);
+        assert!(residual <= error * 1.008 + code_norm * 4.3e-7 + 1e-40);
         if key == centre {
             assert_eq!((scale, residual), (0.0, 0.0));
         }
@@ -179,6 +180,15 @@ fn large_dimensions_are_covered() {
         for kernel in Kernel::available() {
             check(kernel, &keys, &queries, &mean(&keys, dim));
         }
+    }
+}
+
+/// Nothing is left of the first difference but what f32 rounded; found by the property test below.
+#[test]
+fn differences_that_are_codes_leave_rounding_alone() {
+    let keys = [0.0, 0.0, 0.0, 0.0, 1.8e16, 0.0, 0.0, 1.788_356_3e8, 0.0];
+    for kernel in Kernel::available() {
+        check(kernel, &keys, &[1.0, -0.5, 0.25], &[0.0, 7.2e14, 0.0]);
     }
 }
 
