@@ -70,6 +70,8 @@ mod softmax;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod portable;
 
 pub use error::KernelError;
 pub use kernel::Kernel;
