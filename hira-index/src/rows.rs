@@ -47,20 +47,23 @@ fn check_row(key: &[f32], row: usize) -> Result<(), IndexError> {
 pub(crate) fn mean_of(kernel: Kernel, rows: &[f32], dim: usize) -> Vec<f32> {
     let mut sums = vec![0.0f64; dim];
     kernel.add_columns(rows, &mut sums);
-    let count = (rows.len() / dim).max(1) as f64;
-    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+    quotients(sums, rows.len() / dim)
 }
 
 /// Mean of the rows that `rows` names (zeros if it names none), accumulated in `f64`.
 pub(crate) fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>, dim: usize) -> Vec<f32> {
     let mut sums = vec![0.0f64; dim];
-    let mut count = 0u64;
+    let mut count = 0;
     for row in rows {
         count += 1;
         for (sum, &x) in sums.iter_mut().zip(row) {
             *sum += f64::from(x);
         }
     }
+    quotients(sums, count)
+}
+
+fn quotients(sums: Vec<f64>, count: usize) -> Vec<f32> {
     let count = count.max(1) as f64;
     sums.into_iter().map(|sum| (sum / count) as f32).collect()
 }

@@ -270,8 +270,7 @@ impl Scratch {
             let levels = &self.descent.levels[..decision.depth];
             let opened: usize = levels.iter().map(|level| level.0).sum();
             self.work.bounds += (opened * group.len()) as f64;
-            let full = decision.depth == Shape::of(group).depth();
-            self.history.note_descent(levels, full);
+            self.history.note_descent(levels, self.descent.full);
         }
         group.visible - self.descent.skipped
     }

@@ -228,6 +228,9 @@ impl HalfspaceSearcher {
         }
         match self.config.plan {
             PlanChoice::Auto => scratch.choose(group),
+            PlanChoice::Force(plan @ (Plan::Dense | Plan::SketchScan)) => {
+                Decision::new(plan, 0, Reason::Forced)
+            }
             PlanChoice::Force(plan) => {
                 let shape = Shape::of(group);
                 let depth = shape.depth();

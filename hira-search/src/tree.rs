@@ -28,6 +28,8 @@ pub(crate) struct Descent {
     pub(crate) tails: Vec<f64>,
     /// Clusters opened and clusters that stayed, on each level.
     pub(crate) levels: [(usize, usize); MAX_COARSE],
+    /// Whether every segment that has levels was descended to its last one.
+    pub(crate) full: bool,
     /// Visible keys in tiles that no part reads.
     pub(crate) skipped: usize,
 }
@@ -45,6 +47,7 @@ impl Descent {
         self.tails.clear();
         self.tails.resize(queries, 0.0);
         self.levels = [(0, 0); MAX_COARSE];
+        self.full = true;
         self.skipped = 0;
     }
 
@@ -94,6 +97,7 @@ impl Descent {
         norms: &[f32],
     ) {
         let levels = visible.segment.levels();
+        self.full &= depth >= levels.len();
         let levels = &levels[..depth.min(levels.len())];
         self.runs.clear();
         self.runs.push(0..levels[0].len() as u32);
