@@ -59,6 +59,7 @@ mod exp;
 mod kernel;
 mod lanes;
 mod nearest;
+mod order;
 mod product;
 mod query;
 mod scalar;
