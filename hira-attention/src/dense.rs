@@ -196,10 +196,10 @@ impl RangeCopy {
         let whole = head.runs(positions.clone()).next();
         match whole.filter(|run| run.len == positions.len()) {
             Some(run) => key_run(run),
-            None => KeyRun {
-                keys: &self.keys[..positions.len() * head.index().dim()],
-                values: &self.values[..positions.len() * head.values().dim()],
-            },
+            None => KeyRun::new(
+                &self.keys[..positions.len() * head.index().dim()],
+                &self.values[..positions.len() * head.values().dim()],
+            ),
         }
     }
 }
@@ -223,8 +223,5 @@ fn one_run<'a>(
 }
 
 fn key_run(run: KvRun<'_>) -> KeyRun<'_> {
-    KeyRun {
-        keys: run.keys,
-        values: run.values,
-    }
+    KeyRun::new(run.keys, run.values)
 }

@@ -1,6 +1,6 @@
 //! Rows of keys: what may be stored, and their mean.
 
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, Precision};
 
 use crate::IndexError;
 
@@ -17,7 +17,7 @@ pub(crate) fn check(kernel: Kernel, keys: &[f32], dim: usize) -> Result<usize, I
     }
     let rows = keys.len() / dim;
     // From the first doubtful row on, the answer is worked out exactly.
-    let fine = kernel.rows_below(keys, dim, CLEARLY_FINE);
+    let fine = kernel.rows_below(keys, dim, CLEARLY_FINE, Precision::F32);
     for row in fine..rows {
         check_row(&keys[row * dim..][..dim], row)?;
     }
