@@ -230,6 +230,15 @@ impl StoredVec {
         for_vectors!(self, values => values.shrink_to_fit());
     }
 
+    /// Drops all values, and keeps the room for more if `precision` is what it was.
+    pub fn reset(&mut self, precision: Precision) {
+        if self.precision() == precision {
+            self.truncate(0);
+        } else {
+            *self = Self::new(precision);
+        }
+    }
+
     /// Keeps the first `len` values; nothing happens if there are fewer.
     pub fn truncate(&mut self, len: usize) {
         for_vectors!(self, values => values.truncate(len));
@@ -267,6 +276,13 @@ impl StoredVec {
                 values.precision()
             ),
         }
+    }
+}
+
+/// No values of `f32`.
+impl Default for StoredVec {
+    fn default() -> Self {
+        Self::new(Precision::F32)
     }
 }
 
@@ -329,6 +345,10 @@ mod tests {
             assert_eq!(copy, stored);
             copy.truncate(31);
             assert_eq!(copy.as_slice(), slice.slice(0..31));
+            copy.reset(precision);
+            assert!(copy.is_empty() && copy.capacity() >= 100);
+            copy.reset(Precision::F32);
+            assert_eq!(copy, StoredVec::default());
             assert_eq!(slice.rows(30).len(), 3);
             assert_eq!(slice.rows(30).nth(2), slice.get(60..90));
             assert_eq!(slice.get(90..101), None);
