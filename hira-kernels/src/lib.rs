@@ -13,6 +13,7 @@
 //! * [`Kernel::product_encode`], [`ProductTables`], [`Kernel::product_bounds_into`]: codes of a few bits a subvector, and a
 //!   proven upper bound for each tile of them.
 //! * [`Kernel::exp_weights_into`], [`Kernel::weighted_sum_into`], [`SoftmaxState`]: the softmax that follows.
+//! * [`Team`]: the threads that share the work of one call.
 //!
 //! # Numerics
 //!
@@ -69,6 +70,7 @@ mod score;
 mod sketch;
 mod softmax;
 mod stored;
+mod team;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -89,6 +91,7 @@ pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};
 pub use softmax::SoftmaxState;
 pub use stored::{StoredSlice, StoredVec};
+pub use team::{Helper, Team};
 
 /// Keys per tile of a sketch, and lanes of the canonical score.
 pub const TILE: usize = 16;

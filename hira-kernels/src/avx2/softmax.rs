@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::score::{AHEAD, prefetch};
+use super::score::{ahead, prefetch};
 use crate::element::Element;
 use crate::exp::{self, EXP, LN2_HI, LN2_LO, LOG2_E, OVERFLOW, UNDERFLOW};
 use crate::score::Rows;
@@ -116,12 +116,13 @@ fn weighted_strip<E: Element, const W: usize>(
     assert!((1..=LANES).contains(&last) && at + strip.len() <= rows.dim());
     let count = strip.len();
     let mask = first_lanes(last);
-    for i in 0..AHEAD.min(weights.len()) {
+    let distance = ahead(strip.len() * size_of::<E>());
+    for i in 0..distance.min(weights.len()) {
         prefetch(rows.columns(i, at, count));
     }
     let mut acc = load_strip::<f32, W>(strip);
     for (i, weight) in weights.iter().enumerate() {
-        prefetch(rows.columns(i + AHEAD, at, count));
+        prefetch(rows.columns(i + distance, at, count));
         let Some(row) = rows.columns(i, at, count) else {
             break;
         };
