@@ -96,9 +96,9 @@ fn a_batch_is_stored_with_a_sixteenth_to_spare() {
         assert_eq!(needed.keys, 1000 * 64 * precision.bytes());
         assert_eq!(used.keys, needed.keys + needed.keys / 16);
         assert!((needed.sketch..needed.sketch * 17 / 16 + 64).contains(&used.sketch));
-        // The next key moves nothing, so nothing grows.
+        // The next key moves nothing: at most a buffer for its widened row is new.
         index.append(&keys(Kind::Offset, 1, 64, 2)).unwrap();
-        assert_eq!(index.memory_usage().keys, used.keys);
+        assert!(index.memory_usage().keys <= used.keys + 64 * size_of::<f32>());
     }
 }
 
