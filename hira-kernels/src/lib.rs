@@ -61,6 +61,7 @@ mod exp;
 mod kernel;
 mod lanes;
 mod nearest;
+mod order;
 mod precision;
 mod product;
 mod query;
