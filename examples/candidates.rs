@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
 use half::{bf16, f16};
 use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, Precision, StoredSlice, StoredVec};
 use hira_search::{
     Explanation, HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, SearchHistory,
     Selection, search_naive,
@@ -62,6 +62,9 @@ pub(crate) struct Arguments {
     /// Product codes of this many subvectors, a coarser first pass for the plan `product`
     #[arg(long, value_name = "SUBVECTORS")]
     product: Option<usize>,
+    /// What the rows are stored in: f32, f16 or bf16; the answer is that of the stored rows
+    #[arg(long, default_value_t = Precision::F32, value_parser = precision)]
+    precision: Precision,
     /// How the query is answered; the answer is the same
     #[arg(long, value_enum, default_value_t = PlanName::Auto)]
     plan: PlanName,
@@ -139,6 +142,14 @@ impl From<PlanName> for PlanChoice {
     }
 }
 
+/// The precision of that name.
+fn precision(name: &str) -> Result<Precision, String> {
+    let known = Precision::ALL
+        .into_iter()
+        .find(|known| known.name() == name);
+    known.ok_or_else(|| "f32, f16 and bf16 are known".into())
+}
+
 fn main() -> ExitCode {
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     ExitCode::from(answer(Arguments::parse(), &mut out, &mut err))
@@ -168,6 +179,7 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
         .with_num_levels(arguments.levels)
         .with_branching_factor(arguments.branching_factor)
         .with_segment_len(arguments.segment_len)
+        .with_precision(arguments.precision)
         .with_product(
             arguments
                 .product
@@ -211,8 +223,9 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
 
     let kernel = Kernel::best();
     let mut scores = Vec::new();
+    let stored = StoredVec::rounded(arguments.precision, &matrix.values);
     let brute_time = median(arguments.repeat, || {
-        scores = brute_force(kernel, &matrix, &query, &rule);
+        scores = brute_force(kernel, stored.as_slice(), &query, &rule);
     });
     // The comparison is with the portable kernel, which shares no code with the search.
     let (positions, expected) = search_naive(&index, &query, index.len(), &rule)?;
@@ -221,8 +234,12 @@ fn run(arguments: &Arguments, out: &mut impl Write) -> Result<bool> {
 
     writeln!(
         out,
-        "{} rows of dimension {dim}: {from}; query: {query_from}; rule: {rule}",
-        index.len()
+        "{} rows of dimension {dim}{}: {from}; query: {query_from}; rule: {rule}",
+        index.len(),
+        match arguments.precision {
+            Precision::F32 => String::new(),
+            narrow => format!(" in {narrow}"),
+        }
     )?;
     let times = [build, search_time, brute_time];
     print(out, &index, &found, &explanation, times)?;
@@ -290,7 +307,7 @@ fn print(
         ),
     )?;
     let bytes = explanation.actual.bytes;
-    let dense = (4 * dim * len) as f64;
+    let dense = (index.config().precision.bytes() * dim * len) as f64;
     line(
         "bytes read",
         format!(
@@ -352,10 +369,15 @@ fn median(repeat: usize, mut call: impl FnMut()) -> Duration {
 }
 
 /// What one would write without an index: every score by the fastest kernel, then the selection, on one thread.
-fn brute_force(kernel: Kernel, matrix: &Matrix, query: &[f32], rule: &ThresholdRule) -> Vec<f32> {
-    let len = matrix.len();
+fn brute_force(
+    kernel: Kernel,
+    rows: StoredSlice<'_>,
+    query: &[f32],
+    rule: &ThresholdRule,
+) -> Vec<f32> {
+    let len = rows.len() / query.len();
     let mut scores = vec![0.0; len];
-    kernel.scores_into(query, &matrix.values, &mut scores);
+    kernel.scores_into(query, rows, &mut scores);
     let mut positions: Vec<u32> = (0..len as u32).collect();
     match *rule {
         ThresholdRule::Fixed { tau } => select_at_least(&mut positions, &mut scores, tau),

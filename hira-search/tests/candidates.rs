@@ -104,6 +104,26 @@ fn rows_are_made_without_a_file() {
 }
 
 #[test]
+fn rows_of_any_precision_are_searched_as_they_are_stored() {
+    for precision in ["f32", "f16", "bf16"] {
+        let arguments = ["--rows", "3000", "--top-k", "9", "--precision", precision];
+        let (code, out, err) = run(&arguments);
+        assert_eq!(code, 0, "{out}{err}");
+        assert!(out.ends_with("brute force finds the same set, scores bit for bit\n"));
+        let narrow = out.starts_with(&format!("3000 rows of dimension 64 in {precision}: "));
+        assert_eq!(narrow, precision != "f32", "{out}");
+        let dense = if narrow {
+            "dense 0.38 MB"
+        } else {
+            "dense 0.77 MB"
+        };
+        assert!(out.contains(dense), "{out}");
+    }
+    let arguments = ["candidates", "--precision", "fp16"];
+    assert!(candidates::Arguments::try_parse_from(arguments).is_err());
+}
+
+#[test]
 fn what_is_of_no_use_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| {
