@@ -107,11 +107,11 @@ impl Arithmetic {
     /// Additions that a term of a sum over `rows` passes through.
     ///
     /// The dense kernels sum blocks (of 16 or 64 keys) from zero, blocks into folds (of 64 or 32), folds into a total, and
-    /// ranges of 2,048 keys are merged with 3 roundings each.
+    /// ranges are merged with 3 roundings each: at most four of them, or ranges of 2,048 keys.
     fn sum_roundings(self, rows: usize) -> usize {
         match self {
             Arithmetic::Canonical => rows,
-            Arithmetic::Dense => 64 + 64 + 4 + rows / 1024 + 3 * (rows / 2048 + 1),
+            Arithmetic::Dense => 64 + 64 + 4 + rows / 1024 + 3 * (rows / 2048 + 4),
         }
     }
 }

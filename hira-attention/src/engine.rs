@@ -1,12 +1,11 @@
 //! Attention on host slices: checks, append, plan, attend, report.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::OnceLock;
 
 use hira_cache::{HeadCache, HiraCache};
-use hira_kernels::{Kernel, MAX_NORM};
-use hira_search::{HalfspaceSearcher, SearchConfig, SearchError};
+use hira_kernels::{Kernel, MAX_NORM, Team};
+use hira_search::{HalfspaceSearcher, SearchConfig, SearchError, call_with_rayon};
 use hira_threshold::ThresholdRule;
-use rayon::prelude::*;
 
 use crate::{
     AttentionError, AttentionReport, ConfigError, HeadPlan, HeadReport, HiraAttentionConfig,
@@ -42,8 +41,6 @@ pub struct HostAttention {
     rule: ThresholdRule,
     kernel: Kernel,
     searcher: HalfspaceSearcher,
-    /// The same, on one thread.
-    searcher_alone: HalfspaceSearcher,
     pool: ScratchPool,
 }
 
@@ -57,18 +54,11 @@ struct Call {
     dim: usize,
     value_dim: usize,
     scale: f32,
-    /// Whether the work of one head may be spread over rayon's workers too.
-    parallel: bool,
 }
 
-/// A call from outside of rayon's pool with at most this many keys, times new tokens, takes whole heads at a time, on its own thread first.
-/// Above, waking the pool is little beside the step, and dividing heads balances it better.
-const CALLER_KEYS: usize = 1 << 15;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic in another task is passed on by the scope; what the mutex holds is whole at any time.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// A call that reads at most this many bytes of keys and values, were it dense, stays on its thread: that takes 15 us, about as long as it
+/// costs to wake another thread.
+const ALONE_BYTES: usize = 64 << 10;
 
 impl HostAttention {
     /// An engine for this configuration.
@@ -86,7 +76,6 @@ impl HostAttention {
         Ok(Self {
             rule: config.rule()?,
             kernel: config.kernel()?,
-            searcher_alone: HalfspaceSearcher::new(search.clone().with_parallel(false))?,
             searcher: HalfspaceSearcher::new(search)?,
             pool: ScratchPool::default(),
             config,
@@ -212,7 +201,6 @@ impl HostAttention {
                 .config
                 .scale
                 .unwrap_or_else(|| 1.0 / (dim as f32).sqrt()),
-            parallel: false,
         })
     }
 
@@ -247,38 +235,14 @@ impl HostAttention {
             self.attend_block(call, block, q, heads, out, &mut reports);
         }
         if block < call.tokens {
-            let group = call.group * call.tokens;
-            let keys = (call.before + call.tokens) * call.tokens;
-            if rayon::current_thread_index().is_none() && keys <= CALLER_KEYS {
-                self.attend_on_caller(call, block, q, heads, out, &mut reports)?;
-                return Ok(reports);
-            }
-            let tasks = (
-                heads.par_iter_mut(),
-                q.par_chunks_exact(group * call.dim),
-                out.par_chunks_exact_mut(group * call.value_dim),
-                reports.par_chunks_exact_mut(call.group),
-            );
-            let call = Call {
-                parallel: true,
-                ..call
-            };
-            tasks
-                .into_par_iter()
-                .try_for_each(|(head, queries, out, reports)| {
-                    self.pool.with(|scratch| {
-                        self.attend_tokens(call, block, queries, head, scratch, out, reports)
-                    })
-                })?;
+            self.attend_heads(call, block, q, heads, out, &mut reports)?;
         }
         Ok(reports)
     }
 
-    /// The tokens from `block` on, whole KV heads at a time: on the calling thread, and on workers of the pool as soon as these are awake.
-    ///
-    /// A call from outside of the pool would otherwise wait until a worker has woken up to start it, and once more until the caller has
-    /// been woken up at its end: 100 to 200 us on a shared machine, as much as a short step itself.
-    fn attend_on_caller(
+    /// The tokens from `block` on, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
+    /// queries and ranges of those that are still under way, so that three heads divide evenly among two threads.
+    fn attend_heads(
         &self,
         call: Call,
         block: usize,
@@ -288,37 +252,28 @@ impl HostAttention {
         reports: &mut [HeadReport],
     ) -> Result<(), SearchError> {
         let group = call.group * call.tokens;
-        let helpers = rayon::current_num_threads().min(heads.len()) - 1;
+        let row = size_of::<f32>() * (call.dim + call.value_dim);
+        let bytes = (call.before + call.tokens) * heads.len() * call.tokens * row;
+        let helpers = if bytes > ALONE_BYTES { usize::MAX } else { 0 };
         let tasks = heads
             .iter_mut()
             .zip(q.chunks_exact(group * call.dim))
             .zip(out.chunks_exact_mut(group * call.value_dim))
             .zip(reports.chunks_exact_mut(call.group));
-        let tasks = Mutex::new(tasks);
-        let failed = Mutex::new(Ok(()));
-        let work = || {
-            self.pool.with(|scratch| {
-                loop {
-                    // Not held while the head is worked on.
-                    let task = lock(&tasks).next();
-                    let Some((((head, queries), out), reports)) = task else {
-                        return;
-                    };
-                    let done =
-                        self.attend_tokens(call, block, queries, head, scratch, out, reports);
-                    if done.is_err() {
-                        *lock(&failed) = done;
+        let failed = OnceLock::new();
+        self.pool.with_team(|team| {
+            call_with_rayon(team, helpers, |team| {
+                team.for_each(tasks, |(((head, queries), out), reports)| {
+                    let done = self.pool.with(|scratch| {
+                        self.attend_tokens(call, block, queries, head, team, scratch, out, reports)
+                    });
+                    if let Err(error) = done {
+                        failed.get_or_init(|| error);
                     }
-                }
+                });
             });
-        };
-        rayon::in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
-            }
-            work();
         });
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+        failed.into_inner().map_or(Ok(()), Err)
     }
 
     /// The first `block` tokens, densely, for every head.
@@ -365,6 +320,7 @@ impl HostAttention {
         first: usize,
         queries: &[f32],
         head: &mut HeadCache,
+        team: &Team,
         scratch: &mut HeadScratch,
         out: &mut [f32],
         reports: &mut [HeadReport],
@@ -386,6 +342,7 @@ impl HostAttention {
                 visible,
                 &token_queries,
                 head,
+                team,
                 scratch,
                 &mut token_out,
                 reports,
@@ -410,6 +367,7 @@ impl HostAttention {
         visible: usize,
         queries: &[f32],
         head: &mut HeadCache,
+        team: &Team,
         scratch: &mut HeadScratch,
         out: &mut [f32],
         reports: &mut [HeadReport],
@@ -424,7 +382,7 @@ impl HostAttention {
         match planner::choose(&self.config, &self.rule, step) {
             HeadPlan::Dense => {
                 self.dense_step(call)
-                    .decode(&self.pool, head, queries, visible, scratch, out);
+                    .decode(&self.pool, team, head, queries, visible, scratch, out);
                 for (report, query) in reports.iter_mut().zip(queries.chunks_exact(call.dim)) {
                     let certificate = premises(call, head).dense(norm(query), visible);
                     report.add_dense(1, visible as u64, certificate);
@@ -432,17 +390,13 @@ impl HostAttention {
             }
             HeadPlan::Sparse => {
                 let sparse = SparseStep {
-                    searcher: if call.parallel {
-                        &self.searcher
-                    } else {
-                        &self.searcher_alone
-                    },
+                    searcher: &self.searcher,
                     kernel: self.kernel,
                     rule: &self.rule,
                     scale: call.scale,
                     sink_tokens: self.config.sink_tokens,
                     recent_window: self.config.recent_window,
-                    parallel: call.parallel,
+                    team,
                 };
                 // The scratch is any head's; what it remembers during the search is this one's.
                 scratch.search.swap_history(head.search_history_mut());
@@ -470,7 +424,6 @@ impl HostAttention {
             scale: call.scale,
             dim: call.dim,
             value_dim: call.value_dim,
-            parallel: call.parallel,
         }
     }
 }

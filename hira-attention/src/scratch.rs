@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hira_kernels::{SoftmaxState, dense::DenseScratch};
+use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
 use crate::{dense::RangeCopy, sparse::SparseAnswer};
@@ -34,25 +34,29 @@ pub(crate) struct HeadScratch {
 #[derive(Clone, Default)]
 pub(crate) struct ScratchPool {
     free: Arc<Mutex<Vec<HeadScratch>>>,
+    teams: Arc<Mutex<Vec<Team>>>,
 }
 
 impl ScratchPool {
     /// Runs `task` with scratch that no other task uses.
     pub(crate) fn with<R>(&self, task: impl FnOnce(&mut HeadScratch) -> R) -> R {
-        // buffers hold no state between uses, so a panic in another task leaves nothing to distrust
-        let taken = self
-            .free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        let mut scratch = taken.unwrap_or_default();
-        let result = task(&mut scratch);
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(scratch);
-        result
+        borrow(&self.free, task)
     }
+
+    /// Runs `task` with a team that no other call uses.
+    pub(crate) fn with_team<R>(&self, task: impl FnOnce(&mut Team) -> R) -> R {
+        borrow(&self.teams, task)
+    }
+}
+
+/// Runs `task` with one of the `free` ones, or a new one.
+fn borrow<T: Default, R>(free: &Mutex<Vec<T>>, task: impl FnOnce(&mut T) -> R) -> R {
+    // buffers hold no state between uses, so a panic in another task leaves nothing to distrust
+    let lock = || free.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut taken = lock().pop().unwrap_or_default();
+    let result = task(&mut taken);
+    lock().push(taken);
+    result
 }
 
 impl std::fmt::Debug for ScratchPool {

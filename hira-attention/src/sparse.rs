@@ -1,10 +1,9 @@
 //! The sparse plan: search, then attention over the selected keys.
 
 use hira_cache::{HeadCache, SparseHistory};
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, Team};
 use hira_search::{HalfspaceSearcher, SearchError, Selection};
 use hira_threshold::ThresholdRule;
-use rayon::prelude::*;
 
 use crate::{
     Certificate,
@@ -22,8 +21,7 @@ pub(crate) struct SparseStep<'a> {
     pub(crate) scale: f32,
     pub(crate) sink_tokens: usize,
     pub(crate) recent_window: usize,
-    /// Whether the queries of the group may be spread over rayon's workers.
-    pub(crate) parallel: bool,
+    pub(crate) team: &'a Team,
 }
 
 /// What one query of the group came to.
@@ -52,7 +50,8 @@ impl SparseStep<'_> {
         let group = queries.len() / dim;
         scratch.selections.resize_with(group, Selection::default);
         scratch.per_query.resize_with(group, QueryScratch::default);
-        self.searcher.search_group_with(
+        self.searcher.search_group_on(
+            self.team,
             head.index(),
             queries,
             visible,
@@ -64,31 +63,13 @@ impl SparseStep<'_> {
         let always = Always::new(self.sink_tokens, self.recent_window, visible);
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
-        let attend =
-            |query: &[f32], selection: &Selection, buffers: &mut QueryScratch, out: &mut [f32]| {
-                self.attend_one(head, query, selection, always, visible, buffers, out)
-            };
-        if self.parallel {
-            (
-                queries.par_chunks_exact(dim),
-                &scratch.selections,
-                &mut scratch.per_query,
-                out.par_chunks_exact_mut(value_dim),
-                &mut scratch.answers,
-            )
-                .into_par_iter()
-                .for_each(|(query, selection, buffers, out, answer)| {
-                    *answer = attend(query, selection, buffers, out);
-                });
-        } else {
-            let found = queries.chunks_exact(dim).zip(&scratch.selections);
-            let rows = out.chunks_exact_mut(value_dim).zip(&mut scratch.answers);
-            for (((query, selection), buffers), (out, answer)) in
-                found.zip(&mut scratch.per_query).zip(rows)
-            {
-                *answer = attend(query, selection, buffers, out);
-            }
-        }
+        let found = queries.chunks_exact(dim).zip(&scratch.selections);
+        let rows = out.chunks_exact_mut(value_dim).zip(&mut scratch.answers);
+        let tasks = found.zip(&mut scratch.per_query).zip(rows);
+        self.team
+            .for_each(tasks, |(((query, selection), buffers), (out, answer))| {
+                *answer = self.attend_one(head, query, selection, always, visible, buffers, out);
+            });
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 //! * [`Kernel::product_encode`], [`ProductTables`], [`Kernel::product_bounds_into`]: codes of a few bits a subvector, and a
 //!   proven upper bound for each tile of them.
 //! * [`Kernel::exp_weights_into`], [`Kernel::weighted_sum_into`], [`SoftmaxState`]: the softmax that follows.
+//! * [`Team`]: the threads that share the work of one call.
 //!
 //! # Numerics
 //!
@@ -66,6 +67,7 @@ mod scan;
 mod score;
 mod sketch;
 mod softmax;
+mod team;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -84,6 +86,7 @@ pub use query::{QueryGroup, SegmentOffsets};
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};
 pub use softmax::SoftmaxState;
+pub use team::{Helper, Team};
 
 /// Keys per tile of a sketch, and lanes of the canonical score.
 pub const TILE: usize = 16;

@@ -1,6 +1,6 @@
 //! The dense plan: the canonical score of every visible key.
 
-use rayon::prelude::*;
+use hira_kernels::Team;
 
 use crate::group::Group;
 use crate::selection::Selection;
@@ -24,7 +24,7 @@ impl DenseScores {
     }
 
     /// Scores every visible key for every query.
-    pub(crate) fn fill(&mut self, group: &Group<'_>, parallel: bool) {
+    pub(crate) fn fill(&mut self, group: &Group<'_>, team: &Team) {
         let queries = group.len();
         self.scores.clear();
         self.scores.resize(queries * group.visible, 0.0);
@@ -32,11 +32,7 @@ impl DenseScores {
             score_part(group, part * PART_KEYS, scores);
         };
         let size = queries * PART_KEYS;
-        if parallel && group.visible > PART_KEYS {
-            self.scores.par_chunks_mut(size).enumerate().for_each(score);
-        } else {
-            self.scores.chunks_mut(size).enumerate().for_each(score);
-        }
+        team.for_each(self.scores.chunks_mut(size).enumerate(), score);
     }
 
     /// Selects for query `g` from the scores.

@@ -45,6 +45,7 @@ mod tail;
 mod tree;
 mod visible;
 mod warm;
+mod workers;
 
 pub use config::SearchConfig;
 pub use error::SearchError;
@@ -56,3 +57,4 @@ pub use plan::{Plan, PlanChoice, PlanEstimate, Reason, Work};
 pub use scratch::Scratch;
 pub use searcher::HalfspaceSearcher;
 pub use selection::{FirstThreshold, Hit, SearchStats, Selection, Tail};
+pub use workers::call_with_rayon;

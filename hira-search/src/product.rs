@@ -1,7 +1,6 @@
 //! The product plan's first pass: which tiles can hold a key that reaches the threshold, by their product codes.
 
-use hira_kernels::{ProductTables, ProductView, QueryGroup, TILE};
-use rayon::prelude::*;
+use hira_kernels::{ProductTables, ProductView, QueryGroup, TILE, Team};
 
 use crate::group::Group;
 use crate::partition::Partition;
@@ -56,7 +55,7 @@ impl ProductPass {
         group: &Group<'_>,
         prepared: &QueryGroup,
         taus: &[f32],
-        parallel: bool,
+        team: &Team,
     ) {
         let segments = Visible::segments(group.index, group.visible);
         let count = segments.count();
@@ -67,12 +66,7 @@ impl ProductPass {
         let work = |(pass, visible): (&mut SegmentPass, Visible<'_>)| {
             pass.mark(group, &visible, prepared, taus);
         };
-        if parallel && count > 1 {
-            let pairs = self.segments.iter_mut().zip(segments).par_bridge();
-            pairs.for_each(work);
-        } else {
-            self.segments.iter_mut().zip(segments).for_each(work);
-        }
+        team.for_each(self.segments.iter_mut().zip(segments), work);
         self.bytes = self.segments[..count].iter().map(|pass| pass.bytes).sum();
         self.coded = self.segments[..count].iter().map(|pass| pass.coded).sum();
     }

@@ -1,7 +1,6 @@
 //! The memory of a search, owned by its caller.
 
-use hira_kernels::{QueryGroup, SegmentOffsets};
-use rayon::prelude::*;
+use hira_kernels::{QueryGroup, SegmentOffsets, Team};
 
 use crate::best_first::BestFirst;
 use crate::dense::DenseScores;
@@ -19,10 +18,6 @@ use crate::survivors::{Outcome, Rescoring};
 use crate::tree::Descent;
 use crate::visible::Visible;
 use crate::warm::WarmStart;
-
-/// Below this many visible keys a search stays on its thread. Measured at 8,192 keys, three KV heads of a layer as tasks on two cores: the
-/// step takes 185 us with the third head's search split in two, 260 to 340 us without.
-const PARALLEL_KEYS: usize = 4_096;
 
 /// Buffers that [`HalfspaceSearcher::search_group_with`](crate::HalfspaceSearcher::search_group_with) reuses, and what it remembers.
 ///
@@ -52,6 +47,7 @@ pub struct Scratch {
     work: Work,
     /// How the last search was answered.
     pub(crate) last: Option<Decision>,
+    pub(crate) team: Team,
 }
 
 impl Scratch {
@@ -102,31 +98,20 @@ impl Scratch {
     }
 
     /// Answers by scoring every visible key.
-    pub(crate) fn search_dense(
-        &mut self,
-        group: &Group<'_>,
-        parallel: bool,
-        out: &mut [Selection],
-    ) {
-        let parallel = parallel && group.visible >= PARALLEL_KEYS;
+    pub(crate) fn search_dense(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
         self.work = Work {
             scored: group.visible as f64,
             bytes: (group.visible * 4 * group.dim()) as f64,
             ..Work::default()
         };
-        self.dense.fill(group, parallel);
+        self.dense.fill(group, team);
         self.rescoring.resize_with(out.len(), Rescoring::default);
         let dense = &self.dense;
         let select = |(g, (rescoring, out)): (usize, (&mut Rescoring, &mut Selection))| {
             dense.select(group, g, &mut rescoring.settling, out);
         };
-        if parallel {
-            let queries = self.rescoring.par_iter_mut().zip(out.par_iter_mut());
-            queries.enumerate().for_each(select);
-        } else {
-            let queries = self.rescoring.iter_mut().zip(out.iter_mut());
-            queries.enumerate().for_each(select);
-        }
+        let queries = self.rescoring.iter_mut().zip(out.iter_mut());
+        team.for_each(queries.enumerate(), select);
     }
 
     /// Answers by the sketch, after pruning clusters if the plan is `Tree`, or tiles if it is `Product`.
@@ -136,23 +121,22 @@ impl Scratch {
         &mut self,
         group: &Group<'_>,
         decision: Decision,
-        parallel: bool,
+        team: &Team,
         out: &mut [Selection],
     ) {
-        let parallel = parallel && group.visible >= PARALLEL_KEYS;
         self.work = Work::default();
         self.prepare(group);
-        self.first_taus(group, decision);
+        self.first_taus(group, decision, team);
         loop {
-            let scanned = self.divide(group, decision, parallel);
-            self.scan(group, parallel);
+            let scanned = self.divide(group, decision, team);
+            self.scan(group, team);
             self.work.sketched += scanned as f64;
             for (out, &tau) in out.iter_mut().zip(&self.taus) {
                 if tau < f32::INFINITY {
                     out.stats.scanned += scanned;
                 }
             }
-            self.select(group, parallel, out);
+            self.select(group, team, out);
             if self.taus.iter().all(|&tau| tau == f32::INFINITY) {
                 break;
             }
@@ -210,7 +194,7 @@ impl Scratch {
     ///
     /// For a top-k rule: what the previous step's keys prove of the new query, else what the best clusters prove, else a guess from a
     /// sample of the sketch.
-    fn first_taus(&mut self, group: &Group<'_>, decision: Decision) {
+    fn first_taus(&mut self, group: &Group<'_>, decision: Decision, team: &Team) {
         self.taus.clear();
         self.firsts.clear();
         for target in group.targets {
@@ -226,7 +210,7 @@ impl Scratch {
             prepared: &self.prepared,
             offsets: &self.offsets,
         };
-        self.warm.raise(group, &self.history, &mut self.taus);
+        self.warm.raise(group, &self.history, &mut self.taus, team);
         note_raised(&self.taus, &mut self.firsts, FirstThreshold::Previous);
         if decision.plan == Plan::Tree {
             self.best_first.raise(&scan, &self.norms, &mut self.taus);
@@ -238,12 +222,11 @@ impl Scratch {
     }
 
     /// Divides the tiles that must be read into parts, and counts their visible keys.
-    fn divide(&mut self, group: &Group<'_>, decision: Decision, parallel: bool) -> usize {
+    fn divide(&mut self, group: &Group<'_>, decision: Decision, team: &Team) -> usize {
         self.partition.clear();
         self.descent.begin(group.len());
         if decision.plan == Plan::Product {
-            self.product
-                .mark(group, &self.prepared, &self.taus, parallel);
+            self.product.mark(group, &self.prepared, &self.taus, team);
         }
         for (i, visible) in Visible::segments(group.index, group.visible).enumerate() {
             if decision.plan == Plan::Product {
@@ -275,7 +258,7 @@ impl Scratch {
         group.visible - self.descent.skipped
     }
 
-    fn scan(&mut self, group: &Group<'_>, parallel: bool) {
+    fn scan(&mut self, group: &Group<'_>, team: &Team) {
         let count = self.partition.len();
         if self.parts.len() < count {
             self.parts.resize_with(count, Part::default);
@@ -290,16 +273,11 @@ impl Scratch {
             part.begin(group.targets, group.scale, taus.iter().copied());
             part.scan(&scan, partition.part(i));
         };
-        let parts = &mut self.parts[..count];
-        if parallel && count > 1 {
-            parts.par_iter_mut().enumerate().for_each(work);
-        } else {
-            parts.iter_mut().enumerate().for_each(work);
-        }
+        team.for_each(self.parts[..count].iter_mut().enumerate(), work);
     }
 
     /// Completes every query whose candidates suffice, and leaves a proven threshold for the others.
-    fn select(&mut self, group: &Group<'_>, parallel: bool, out: &mut [Selection]) {
+    fn select(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
         let queries = group.len();
         self.rescoring.resize_with(queries, Rescoring::default);
         let parts = &self.parts[..self.partition.len()];
@@ -319,14 +297,8 @@ impl Scratch {
                 }
             };
         };
-        let taus = &mut self.taus;
-        if parallel && queries > 1 {
-            let states = self.rescoring.par_iter_mut().zip(taus.par_iter_mut());
-            states.zip(out.par_iter_mut()).enumerate().for_each(work);
-        } else {
-            let states = self.rescoring.iter_mut().zip(taus.iter_mut());
-            states.zip(out.iter_mut()).enumerate().for_each(work);
-        }
+        let states = self.rescoring.iter_mut().zip(self.taus.iter_mut());
+        team.for_each(states.zip(out).enumerate(), work);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The searcher: checks, the choice of a plan, and the conveniences.
 
 use hira_index::HierarchicalIndex;
+use hira_kernels::Team;
 use hira_threshold::{Threshold, ThresholdRule};
 use rayon::prelude::*;
 
@@ -11,6 +12,10 @@ use crate::plan::{Decision, Plan, PlanChoice, Reason, Shape};
 use crate::scratch::Scratch;
 use crate::selection::Selection;
 use crate::settle::Target;
+use crate::workers::call_with_rayon;
+
+/// Below this many visible keys a search stays on its thread: it takes less time than to wake another one.
+const PARALLEL_KEYS: usize = 4_096;
 
 /// Queries of a batch that share one scan.
 const BATCH_GROUP: usize = 4;
@@ -172,6 +177,38 @@ impl HalfspaceSearcher {
         scratch: &mut Scratch,
         out: &mut [Selection],
     ) -> Result<(), SearchError> {
+        let mut team = std::mem::take(&mut scratch.team);
+        let most = if self.config.parallel && visible >= PARALLEL_KEYS {
+            usize::MAX
+        } else {
+            0
+        };
+        let found = call_with_rayon(&mut team, most, |team| {
+            self.search_group_on(team, index, queries, visible, rule, scale, scratch, out)
+        });
+        scratch.team = team;
+        found
+    }
+
+    /// As [`search_group_with`](Self::search_group_with), on the threads of `team`, whatever the settings say of threads.
+    ///
+    /// # Errors
+    /// As [`search_group_with`](Self::search_group_with).
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all of them change between two decode steps"
+    )]
+    pub fn search_group_on(
+        &self,
+        team: &Team,
+        index: &HierarchicalIndex,
+        queries: &[f32],
+        visible: usize,
+        rule: &dyn Threshold,
+        scale: f32,
+        scratch: &mut Scratch,
+        out: &mut [Selection],
+    ) -> Result<(), SearchError> {
         rule.validate()?;
         let rows = check_queries(queries, index.dim())?;
         check_call(index, rows, visible, scale, out)?;
@@ -202,9 +239,9 @@ impl HalfspaceSearcher {
         };
         let decision = self.decide(&group, scratch);
         match decision.plan {
-            Plan::Dense => scratch.search_dense(&group, self.config.parallel, out),
+            Plan::Dense => scratch.search_dense(&group, team, out),
             Plan::SketchScan | Plan::Tree | Plan::Product => {
-                scratch.search_sketch(&group, decision, self.config.parallel, out);
+                scratch.search_sketch(&group, decision, team, out);
             }
         }
         for out in out {

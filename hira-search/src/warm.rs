@@ -1,5 +1,6 @@
 //! Warm start: a proven threshold from the keys that survived the previous step.
 
+use hira_kernels::Team;
 use hira_threshold::kth_largest;
 
 use crate::group::Group;
@@ -7,16 +8,23 @@ use crate::history::SearchHistory;
 use crate::settle::Target;
 use crate::survivors::score_rows;
 
-/// Buffers of a warm start.
+/// Buffers of a warm start, one set a query.
 #[derive(Debug, Default)]
 pub(crate) struct WarmStart {
+    queries: Vec<Buffers>,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
     rows: Vec<u32>,
     scores: Vec<f32>,
 }
 
 impl WarmStart {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * (self.rows.capacity() + self.scores.capacity())
+        let queries = self.queries.iter();
+        let values = queries.map(|query| query.rows.capacity() + query.scores.capacity());
+        4 * values.sum::<usize>()
     }
 
     /// Gives each top-k query the `k`-th best canonical score among the keys remembered for it, where they are enough.
@@ -25,18 +33,27 @@ impl WarmStart {
     /// proven, and can only be loose. On captured keys two steps share 60 to 75 % of their best 256 keys, and 1.4 to 1.9 keys
     /// reach this threshold for each one wanted (median). The rows read here are mostly those that survive again, so they are
     /// near when they are scored in the end.
-    pub(crate) fn raise(&mut self, group: &Group<'_>, history: &SearchHistory, taus: &mut [f32]) {
-        for (g, (tau, target)) in taus.iter_mut().zip(group.targets).enumerate() {
-            let Target::Top { k, .. } = *target else {
-                continue;
+    pub(crate) fn raise(
+        &mut self,
+        group: &Group<'_>,
+        history: &SearchHistory,
+        taus: &mut [f32],
+        team: &Team,
+    ) {
+        self.queries.resize_with(group.len(), Buffers::default);
+        let queries = self.queries.iter_mut().zip(taus).enumerate();
+        team.for_each(queries, |(g, (buffers, tau))| {
+            let Target::Top { k, .. } = group.targets[g] else {
+                return;
             };
             let Some(positions) = history.previous(g, k, group.visible) else {
-                continue;
+                return;
             };
-            self.scores.clear();
-            self.scores.resize(positions.len(), 0.0);
-            score_rows(group, g, positions, &mut self.rows, &mut self.scores);
-            *tau = kth_largest(&mut self.scores, k);
-        }
+            let Buffers { rows, scores } = buffers;
+            scores.clear();
+            scores.resize(positions.len(), 0.0);
+            score_rows(group, g, positions, rows, scores);
+            *tau = kth_largest(scores, k);
+        });
     }
 }

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::score::{AHEAD, prefetch};
+use super::score::{ahead, prefetch};
 use crate::exp::{self, EXP, LN2_HI, LN2_LO, LOG2_E, OVERFLOW, UNDERFLOW};
 use crate::score::Rows;
 use crate::softmax::add_lanes;
@@ -110,12 +110,13 @@ fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, st
     assert!((1..=LANES).contains(&last) && at + strip.len() <= rows.dim());
     let count = strip.len();
     let mask = first_lanes(last);
-    for i in 0..AHEAD.min(weights.len()) {
+    let distance = ahead(size_of_val(strip));
+    for i in 0..distance.min(weights.len()) {
         prefetch(rows.columns(i, at, count));
     }
     let mut acc = load_strip::<W>(strip, mask);
     for (i, weight) in weights.iter().enumerate() {
-        prefetch(rows.columns(i + AHEAD, at, count));
+        prefetch(rows.columns(i + distance, at, count));
         let Some(row) = rows.columns(i, at, count) else {
             break;
         };

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::TILE;
-use crate::avx2::score::{AHEAD, prefetch, sum_quads};
+use crate::avx2::score::{ahead, prefetch, sum_quads};
 use crate::score::Rows;
 
 /// Four rows at a time: their chains of fused multiply-adds hide one another's latency.
@@ -14,12 +14,13 @@ pub(super) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
         rows.dim(),
         "rows have the dimension of the query"
     );
-    for i in 0..AHEAD.min(out.len()) {
+    let distance = ahead(size_of_val(query));
+    for i in 0..distance.min(out.len()) {
         prefetch(rows.gathered(i));
     }
     for (i, out) in out.chunks_mut(4).enumerate() {
-        for ahead in 0..4 {
-            prefetch(rows.gathered(4 * i + AHEAD + ahead));
+        for next in 4 * i + distance..4 * i + distance + 4 {
+            prefetch(rows.gathered(next));
         }
         // The last chunk may have fewer than four rows: its first row stands in for those.
         let Some(first) = rows.get(4 * i) else { return };

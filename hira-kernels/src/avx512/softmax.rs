@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::avx2::score::{AHEAD, prefetch};
+use crate::avx2::score::{ahead, prefetch};
 use crate::exp::{EXP, LN2_HI, LN2_LO, LOG2_E, OVERFLOW, UNDERFLOW};
 use crate::score::Rows;
 use crate::{TILE, lanes};
@@ -81,7 +81,8 @@ fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, st
     let count = strip.len();
     let mut masks = [0xffff_u16; W];
     masks[W - 1] >>= TILE - last;
-    for i in 0..AHEAD.min(weights.len()) {
+    let distance = ahead(size_of_val(strip));
+    for i in 0..distance.min(weights.len()) {
         prefetch(rows.columns(i, at, count));
     }
     let mut acc = [_mm512_setzero_ps(); W];
@@ -90,7 +91,7 @@ fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, st
         acc[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], strip.as_ptr().add(v * TILE)) };
     }
     for (i, weight) in weights.iter().enumerate() {
-        prefetch(rows.columns(i + AHEAD, at, count));
+        prefetch(rows.columns(i + distance, at, count));
         let Some(row) = rows.columns(i, at, count) else {
             break;
         };
