@@ -78,11 +78,12 @@ def take_turns(contenders, samples, rows):
                 contender.seconds.append(seconds)
 
 
-def fastest(makers, tries=5):
-    """The maker whose calls are fastest on the first copies, and what it is called."""
+def fastest(makers, copies, tries=5):
+    """The maker whose calls are fastest on a few copies, and what it is called."""
     best = None
+    copies = min(3, copies)
     for setting, make in makers:
-        call, copies = make(), 3
+        call = make(copies)
         times = []
         for step in range(tries + 2):
             start = time.perf_counter()
@@ -164,8 +165,7 @@ def attention_contenders(rows, threads):
             ("torch SDPA", (("group as rows", grouped_sdpa), ("enable_gqa", headwise_sdpa))),
             ("torch bmm", (("K [N, D]", matmul), ("K [D, N]", transposed_matmul))),
         ):
-            few = min(3, rows.copies)
-            setting, make = fastest([(what, lambda make=make: make(few)) for what, make in makers])
+            setting, make = fastest(makers, rows.copies)
             contenders.append(
                 Contender(name, "dense", precision, setting, make(rows.copies), check, threads, rows.copies)
             )

@@ -21,10 +21,20 @@ const SCANNED: usize = 1 << 22;
 const GATHERED: usize = 256;
 const SPAN: usize = 8192;
 
+/// Bytes that a plain read reads.
+const STREAMED: usize = 384 << 20;
+
+/// Lines that fit into L1 and how often they are multiplied.
+const L1_LINES: usize = 256;
+const L1_ROUNDS: usize = 20_000;
+
+/// Rounds of all measurements.
+const ROUNDS: usize = 9;
+
 /// The ceilings, and what comes near them.
 #[derive(Debug, Clone, Default)]
 pub struct Ceilings {
-    /// GB/s of a plain read of memory, for one thread and for each further number of threads.
+    /// GB/s of a plain read of memory by so many threads: the faster of a sum of f32 and of int8 products over whole lines.
     pub stream: Vec<(usize, f64)>,
     /// 10^9 int8 multiply-adds a second of one core on a sketch in L1; none without 8-bit dot products.
     pub int8: Option<f64>,
@@ -88,29 +98,80 @@ pub fn last_level_cache() -> usize {
 }
 
 impl Ceilings {
-    /// Measures all of them; `head` gives the keys and the queries of the scans.
+    /// Measures all of them in turns; `head` gives the keys and the queries of the scans.
     pub fn measure(head: &Problem) -> Self {
         let all = rayon::current_num_threads();
         let counts = if all > 1 { vec![1, all] } else { vec![1] };
-        let mut ceilings = Self {
-            int8: int8_products(),
-            ..Self::default()
-        };
         // rows of 256 and of 512 bytes are gathered from what is read
-        let data = vec![1.0_f32; 96 << 20];
+        let data = vec![1.0_f32; STREAMED / size_of::<f32>()];
+        let data = data.as_slice();
+        let sketch = Sketch::of(head);
+        let has_int8 = Kernel::best().int8_products(&[], 0).is_some();
+        let mut probes = Vec::new();
         for &threads in &counts {
-            ceilings.stream.push((threads, stream(&data, threads)));
+            probes.push(Probe::new(What::Stream, threads, move || {
+                stream(data, threads)
+            }));
+            if has_int8 {
+                let lines = sketch.lines.as_slice();
+                let work = move || stream_lines(lines, threads);
+                probes.push(Probe::new(What::Lines, threads, work));
+            }
             for bytes in [256, 512] {
-                let ns = gather(&data, bytes / size_of::<f32>(), threads);
-                ceilings.rows.push(RowCost { threads, bytes, ns });
+                let mut pass = 0;
+                let dim = bytes / size_of::<f32>();
+                probes.push(Probe::new(What::Rows(bytes), threads, move || {
+                    pass += 1;
+                    gather(data, dim, threads, pass)
+                }));
+            }
+            for (group, tail) in [(1, false), (1, true), (head.group, true)] {
+                let scan = sketch.scan(head, group, tail);
+                let sketch = &sketch;
+                let what = What::Scan(group, tail);
+                probes.push(Probe::new(what, threads, move || scan.run(sketch, threads)));
             }
         }
-        drop(data);
-        let sketch = Sketch::of(head);
-        for (group, tail) in [(1, false), (1, true), (head.group, true)] {
-            for &(threads, gb_per_s) in &ceilings.stream {
-                let scan = sketch.scan(head, threads, group, tail);
-                ceilings.scans.push(ceilings.rate(&sketch, scan, gb_per_s));
+        if has_int8 {
+            probes.push(Probe::new(What::Int8, 1, int8_products));
+        }
+        for _ in 0..ROUNDS {
+            probes.iter_mut().for_each(Probe::take);
+        }
+        Self::of(&probes, &sketch)
+    }
+
+    fn of(probes: &[Probe<'_>], sketch: &Sketch) -> Self {
+        let mut ceilings = Self::default();
+        // what the scans are held against comes first
+        for probe in probes {
+            match probe.what {
+                What::Stream | What::Lines => {
+                    let bytes = match probe.what {
+                        What::Stream => STREAMED,
+                        _ => size_of_val(sketch.lines.as_slice()),
+                    };
+                    ceilings.add_stream(probe.threads, bytes as f64 / probe.least / 1e9);
+                }
+                What::Int8 => {
+                    ceilings.int8 = Some((128 * L1_LINES * L1_ROUNDS) as f64 / probe.least / 1e9);
+                }
+                _ => {}
+            }
+        }
+        for probe in probes {
+            let threads = probe.threads;
+            match probe.what {
+                What::Rows(bytes) => ceilings.rows.push(RowCost {
+                    threads,
+                    bytes,
+                    ns: probe.least * 1e9 / (STREAMED / (SPAN * bytes) * GATHERED) as f64,
+                }),
+                What::Scan(group, tail) => {
+                    let rate = ceilings.rate(sketch, threads, (group, tail), probe.least);
+                    ceilings.scans.push(rate);
+                }
+                What::Stream | What::Lines | What::Int8 => {}
             }
         }
         ceilings
@@ -121,35 +182,77 @@ impl Ceilings {
         self.stream.last().map_or(0.0, |&(_, rate)| rate)
     }
 
-    fn rate(&self, sketch: &Sketch, scan: Scanned, stream: f64) -> ScanRate {
+    /// Of two ways to read memory the faster one is the ceiling.
+    fn add_stream(&mut self, threads: usize, rate: f64) {
+        match self.stream.iter_mut().find(|(known, _)| *known == threads) {
+            Some((_, known)) => *known = known.max(rate),
+            None => self.stream.push((threads, rate)),
+        }
+    }
+
+    fn rate(
+        &self,
+        sketch: &Sketch,
+        threads: usize,
+        (group, tail): (usize, bool),
+        seconds: f64,
+    ) -> ScanRate {
         let keys = SCANNED as f64;
         let bytes = size_of_val(&sketch.lines[..]) + size_of_val(&sketch.norms[..]);
-        let gb_per_s = bytes as f64 / scan.seconds / 1e9;
+        let gb_per_s = bytes as f64 / seconds / 1e9;
         // a query has two int8 parts
-        let products = 2.0 * (scan.group * sketch.dim) as f64 * keys / scan.seconds / 1e9;
+        let products = 2.0 * (group * sketch.dim) as f64 * keys / seconds / 1e9;
+        let stream = self.stream.iter().find(|(count, _)| *count == threads);
         ScanRate {
-            threads: scan.threads,
-            group: scan.group,
-            tail: scan.tail,
-            ns_per_key: scan.seconds * 1e9 / keys,
+            threads,
+            group,
+            tail,
+            ns_per_key: seconds * 1e9 / keys,
             gb_per_s,
             products,
-            of_memory: gb_per_s / stream,
-            of_int8: self
-                .int8
-                .map(|int8| products / (int8 * scan.threads as f64)),
+            of_memory: stream.map_or(0.0, |(_, stream)| gb_per_s / stream),
+            of_int8: self.int8.map(|int8| products / (int8 * threads as f64)),
         }
     }
 }
 
-/// The least of some measurements in seconds: what disturbs one only makes it slower.
-fn least(times: usize, mut work: impl FnMut()) -> f64 {
-    let measured = (0..times).map(|_| {
+/// What a probe measures.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Stream,
+    /// A read of memory that multiplies what it reads.
+    Lines,
+    /// Of so many bytes.
+    Rows(usize),
+    /// With so many queries, and whether with the tail.
+    Scan(usize, bool),
+    Int8,
+}
+
+/// One measurement, taken again and again in turns with the others.
+struct Probe<'a> {
+    what: What,
+    threads: usize,
+    work: Box<dyn FnMut() + 'a>,
+    /// The least seconds: what disturbs a measurement only makes it slower.
+    least: f64,
+}
+
+impl<'a> Probe<'a> {
+    fn new(what: What, threads: usize, work: impl FnMut() + 'a) -> Self {
+        Self {
+            what,
+            threads,
+            work: Box::new(work),
+            least: f64::INFINITY,
+        }
+    }
+
+    fn take(&mut self) {
         let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    });
-    measured.fold(f64::INFINITY, f64::min)
+        (self.work)();
+        self.least = self.least.min(start.elapsed().as_secs_f64());
+    }
 }
 
 /// Does `work` on `0..count` in many parts, which the threads take as they come to them; the calling one is among them.
@@ -171,55 +274,40 @@ fn divided(count: usize, threads: usize, work: impl Fn(Range<usize>) + Sync) {
     });
 }
 
-/// GB/s that the threads together read.
-fn stream(data: &[f32], threads: usize) -> f64 {
-    let seconds = least(7, || {
-        divided(data.len() / 64, threads, |blocks| {
-            let mut lanes = [0.0_f32; 64];
-            for block in data[blocks.start * 64..blocks.end * 64].chunks_exact(64) {
-                lanes.iter_mut().zip(block).for_each(|(lane, x)| *lane += x);
-            }
-            black_box(lanes);
-        });
+/// Reads everything once.
+fn stream(data: &[f32], threads: usize) {
+    divided(data.len() / 64, threads, |blocks| {
+        let mut lanes = [0.0_f32; 64];
+        for block in data[blocks.start * 64..blocks.end * 64].chunks_exact(64) {
+            lanes.iter_mut().zip(block).for_each(|(lane, x)| *lane += x);
+        }
+        black_box(lanes);
     });
-    size_of_val(data) as f64 / seconds / 1e9
 }
 
-/// Nanoseconds a row of `dim` values: 256 ascending rows out of 8,192 neighbours, then of the next ones.
-fn gather(data: &[f32], dim: usize, threads: usize) -> f64 {
+/// Reads everything once, 64 bytes an instruction, each multiplied with two words and added up.
+fn stream_lines(lines: &[Line], threads: usize) {
+    divided(lines.len() / 64, threads, |blocks| {
+        let lines = &lines[blocks.start * 64..blocks.end * 64];
+        black_box(Kernel::best().int8_products(lines, 1));
+    });
+}
+
+/// Scores 256 ascending rows of `dim` values out of 8,192 neighbours, then of the next ones; other rows in each of 32 passes.
+fn gather(data: &[f32], dim: usize, threads: usize, pass: usize) {
     let query = vec![0.5; dim];
-    let spans = data.len() / (SPAN * dim);
-    // a new offset in every pass, so that no row comes again before 32 passes
-    let pass = std::cell::Cell::new(0);
-    let seconds = least(7, || {
-        let offset = pass.replace(pass.get() + 5) % (SPAN / GATHERED);
-        divided(spans, threads, |spans| {
-            let mut scores = vec![0.0; GATHERED];
-            let rows: Vec<u32> = (0..GATHERED)
-                .map(|i| (i * (SPAN / GATHERED) + (offset + 7 * i) % (SPAN / GATHERED)) as u32)
-                .collect();
-            for span in
-                data[spans.start * SPAN * dim..spans.end * SPAN * dim].chunks_exact(SPAN * dim)
-            {
-                Kernel::best().scores_at_into(&query, span, &rows, &mut scores);
-                black_box(&scores);
-            }
-        });
+    let apart = SPAN / GATHERED;
+    let rows: Vec<u32> = (0..GATHERED)
+        .map(|i| (i * apart + (5 * pass + 7 * i) % apart) as u32)
+        .collect();
+    divided(data.len() / (SPAN * dim), threads, |spans| {
+        let mut scores = vec![0.0; GATHERED];
+        let data = &data[spans.start * SPAN * dim..spans.end * SPAN * dim];
+        for span in data.chunks_exact(SPAN * dim) {
+            Kernel::best().scores_at_into(&query, span, &rows, &mut scores);
+            black_box(&scores);
+        }
     });
-    seconds * 1e9 / (spans * GATHERED) as f64
-}
-
-/// 10^9 int8 multiply-adds a second of one core, on a sketch that lies in L1.
-fn int8_products() -> Option<f64> {
-    const LINES: usize = 256;
-    const ROUNDS: usize = 20_000;
-    let lines = vec![Line([3; 64]); LINES];
-    Kernel::best().int8_products(&lines, 1)?;
-    let seconds = least(5, || {
-        black_box(Kernel::best().int8_products(black_box(&lines), ROUNDS));
-    });
-    // two products of a query's parts with each of a line's bytes
-    Some((2 * 64 * LINES * ROUNDS) as f64 / seconds / 1e9)
 }
 
 struct Sketch {
@@ -228,11 +316,11 @@ struct Sketch {
     norms: Vec<f32>,
 }
 
-struct Scanned {
-    threads: usize,
-    group: usize,
-    tail: bool,
-    seconds: f64,
+/// A scan for the top 3 % of each of some queries.
+struct Scan {
+    group: QueryGroup,
+    offsets: SegmentOffsets,
+    thresholds: Vec<ScanQuery>,
 }
 
 impl Sketch {
@@ -251,55 +339,63 @@ impl Sketch {
         Self { dim, lines, norms }
     }
 
-    /// Scans it for the top 3 % of each of the last row's first queries.
-    fn scan(&self, head: &Problem, threads: usize, group: usize, tail: bool) -> Scanned {
+    /// A scan for the last row's first queries.
+    fn scan(&self, head: &Problem, queries: usize, tail: bool) -> Scan {
         let kernel = Kernel::best();
-        let queries = &head.queries_of(head.rows - 1)[..group * self.dim];
-        let mut prepared = QueryGroup::new();
-        prepared.prepare(kernel, queries, self.dim);
+        let queries = &head.queries_of(head.rows - 1)[..queries * self.dim];
+        let mut group = QueryGroup::new();
+        group.prepare(kernel, queries, self.dim);
         let mut offsets = SegmentOffsets::default();
-        prepared.offsets_into(kernel, &vec![0.0; self.dim], &mut offsets);
-        let scale = if tail {
-            1.0 / (self.dim as f32).sqrt()
-        } else {
-            0.0
+        group.offsets_into(kernel, &vec![0.0; self.dim], &mut offsets);
+        let scale = 1.0 / (self.dim as f32).sqrt();
+        let mut scores = vec![0.0; head.len];
+        let mut threshold = |query| {
+            kernel.scores_into(query, &head.keys[..head.len * self.dim], &mut scores);
+            scores.sort_by(|a, b| b.total_cmp(a));
+            ScanQuery {
+                tau: scores[head.len * 3 / 100],
+                tail_scale: if tail { scale } else { 0.0 },
+            }
         };
-        let thresholds: Vec<ScanQuery> = queries
-            .chunks_exact(self.dim)
-            .map(|query| {
-                let mut scores = vec![0.0; head.len];
-                kernel.scores_into(query, &head.keys[..head.len * self.dim], &mut scores);
-                scores.sort_by(|a, b| b.total_cmp(a));
-                ScanQuery {
-                    tau: scores[head.len * 3 / 100],
-                    tail_scale: scale,
-                }
-            })
-            .collect();
-        let sketch = SketchView {
-            dim: self.dim,
-            len: SCANNED,
-            lines: &self.lines,
-            norms: &self.norms,
-        };
-        // as many tiles as a segment has, as a search does it
-        let segment = SPAN / TILE;
-        let seconds = least(5, || {
-            divided(SCANNED / SPAN, threads, |segments| {
-                let mut out = vec![Candidates::default(); group];
-                for at in segments {
-                    out.iter_mut().for_each(Candidates::clear);
-                    let tiles = at * segment..(at + 1) * segment;
-                    kernel.scan_into(sketch, tiles, 0, &prepared, &offsets, &thresholds, &mut out);
-                    black_box(&out);
-                }
-            });
-        });
-        Scanned {
-            threads,
+        Scan {
+            thresholds: queries.chunks_exact(self.dim).map(&mut threshold).collect(),
             group,
-            tail,
-            seconds,
+            offsets,
         }
     }
+}
+
+impl Scan {
+    /// Scans everything once, as many tiles at a time as a segment has.
+    fn run(&self, sketch: &Sketch, threads: usize) {
+        let view = SketchView {
+            dim: sketch.dim,
+            len: SCANNED,
+            lines: &sketch.lines,
+            norms: &sketch.norms,
+        };
+        let segment = SPAN / TILE;
+        divided(SCANNED / SPAN, threads, |segments| {
+            let mut out = vec![Candidates::default(); self.thresholds.len()];
+            for at in segments {
+                out.iter_mut().for_each(Candidates::clear);
+                Kernel::best().scan_into(
+                    view,
+                    at * segment..(at + 1) * segment,
+                    0,
+                    &self.group,
+                    &self.offsets,
+                    &self.thresholds,
+                    &mut out,
+                );
+                black_box(&out);
+            }
+        });
+    }
+}
+
+/// The products of a scan of one query on a sketch that lies in L1.
+fn int8_products() {
+    let lines = [Line([3; 64]); L1_LINES];
+    black_box(Kernel::best().int8_products(black_box(&lines), L1_ROUNDS));
 }

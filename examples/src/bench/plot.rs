@@ -31,7 +31,10 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(230, 159, 0),
 ];
 
-const SIZE: (u32, u32) = (960, 600);
+const SIZE: (u32, u32) = (1160, 600);
+
+/// Width of the column of names.
+const NAMES: u32 = 230;
 
 /// What a plot says around its lines.
 struct Frame<'a> {
@@ -159,9 +162,16 @@ fn chart(
     let (bottom, top) = ends(heights.chain(frame.marks.iter().map(|mark| mark.1)), 2.0);
     let root = SVGBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
+    // the names stand beside the lines, which they would cover
+    let (root, names) = root.split_horizontally(SIZE.0 - NAMES);
+    let mut names = Names {
+        area: names,
+        next: 60,
+    };
     let mut chart = ChartBuilder::on(&root)
-        .caption(frame.title, ("sans-serif", 20))
+        .caption(frame.title, ("sans-serif", 18))
         .margin(12)
+        .margin_right(30)
         .x_label_area_size(50)
         .y_label_area_size(70)
         .build_cartesian_2d(log2(left, right), log2(bottom, top))?;
@@ -182,29 +192,42 @@ fn chart(
         .draw()?;
     for ((name, points), colour) in series.iter().zip(COLOURS.iter().cycle()) {
         let line = points.iter().copied();
-        chart
-            .draw_series(LineSeries::new(line.clone(), colour.stroke_width(2)))?
-            .label(name)
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], colour.stroke_width(2)));
+        let style = colour.stroke_width(2);
+        chart.draw_series(LineSeries::new(line.clone(), style))?;
         chart.draw_series(line.map(|point| Circle::new(point, 4, colour.filled())))?;
+        names.add(name, style)?;
     }
-    for (name, height) in &frame.marks {
+    for ((name, height), shade) in frame.marks.iter().zip([0, 130, 190]) {
         let ends = [(left, *height), (right, *height)];
-        let dashed = DashedLineSeries::new(ends, 8, 5, BLACK.stroke_width(1));
-        chart
-            .draw_series(dashed)?
-            .label(format!("{name} ({height:.1})"))
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 22, y)], BLACK.stroke_width(1)));
+        let style = RGBColor(shade, shade, shade).stroke_width(2);
+        chart.draw_series(DashedLineSeries::new(ends, 8, 5, style))?;
+        names.add(&format!("{name} ({height:.1})"), style)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(160, 160, 160))
-        .label_font(("sans-serif", 14))
-        .draw()?;
     root.present()?;
     Ok(())
+}
+
+/// The column of names beside a plot.
+struct Names<'a> {
+    area: DrawingArea<SVGBackend<'a>, plotters::coord::Shift>,
+    /// Height of the next name.
+    next: i32,
+}
+
+impl Names<'_> {
+    fn add(
+        &mut self,
+        name: &str,
+        style: ShapeStyle,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let y = self.next;
+        self.area
+            .draw(&PathElement::new([(0, y), (24, y)], style))?;
+        let text = Text::new(name.to_owned(), (32, y - 7), ("sans-serif", 14));
+        self.area.draw(&text)?;
+        self.next += 24;
+        Ok(())
+    }
 }
 
 /// A logarithmic axis with a label at each power of two.
