@@ -60,8 +60,7 @@ impl DenseStep {
     /// `queries` `[G, D]`, `out` `[G, Dv]`.
     pub(crate) fn decode(
         &self,
-        pool: &ScratchPool,
-        team: &Team,
+        (team, pool): (&Team, &ScratchPool),
         head: &HeadCache,
         queries: &[f32],
         visible: usize,

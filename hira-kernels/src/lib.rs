@@ -60,6 +60,7 @@ mod exp;
 mod kernel;
 mod lanes;
 mod nearest;
+mod order;
 mod product;
 mod query;
 mod scalar;

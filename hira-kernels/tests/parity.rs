@@ -427,3 +427,38 @@ fn tail_weights_bound_the_sum_and_have_the_same_bits() {
         }
     }
 }
+
+#[test]
+fn the_kth_largest_is_that_of_a_sort() {
+    for (seed, &count) in COUNTS.iter().enumerate() {
+        let plain = values(seed as u64, count, 1e3);
+        let tied: Vec<f32> = plain.iter().map(|value| (value / 400.0).round()).collect();
+        let near: Vec<f32> = plain.iter().map(|value| 1e30 + value).collect();
+        let mut extreme = plain.clone();
+        for (i, value) in extreme.iter_mut().enumerate() {
+            *value = match i % 7 {
+                0 => f32::INFINITY,
+                1 => f32::NEG_INFINITY,
+                2 => -0.0,
+                3 => 0.0,
+                4 => f32::from_bits(1 + i as u32),
+                _ => *value,
+            };
+        }
+        for values in [plain, tied, near, extreme] {
+            let mut sorted = values.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            for k in (0..=count + 1).step_by(1 + count / 40) {
+                let expected = match k {
+                    0 => f32::INFINITY,
+                    k if k > count => f32::NEG_INFINITY,
+                    k => sorted[k - 1],
+                };
+                for kernel in Kernel::available() {
+                    let found = kernel.kth_largest(&values, k);
+                    assert_eq!(found, expected, "{} {k} of {count}", kernel.name());
+                }
+            }
+        }
+    }
+}

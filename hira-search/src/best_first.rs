@@ -5,7 +5,6 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use hira_kernels::TILE;
-use hira_threshold::kth_largest;
 
 use crate::scan::Scan;
 use crate::settle::Target;
@@ -133,14 +132,14 @@ impl BestFirst {
                 }
                 let seen = self.seen[g].len();
                 if seen >= check {
-                    *tau = tau.max(kth_largest(&mut self.seen[g], k));
+                    *tau = tau.max(scan.group.kernel.kth_largest(&self.seen[g], k));
                     check = 2 * seen;
                 }
                 if seen >= budget {
                     break;
                 }
             }
-            *tau = tau.max(kth_largest(&mut self.seen[g], k));
+            *tau = tau.max(scan.group.kernel.kth_largest(&self.seen[g], k));
         }
         self.queue = queue.into_vec();
     }

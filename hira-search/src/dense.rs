@@ -50,7 +50,15 @@ impl DenseScores {
             out.scores
                 .extend_from_slice(&part[g * keys..(g + 1) * keys]);
         }
-        settle(group.targets[g], group.visible, group.scale, buffers, out);
+        let target = group.targets[g];
+        settle(
+            group.kernel,
+            target,
+            group.visible,
+            group.scale,
+            buffers,
+            out,
+        );
     }
 }
 

@@ -1,7 +1,6 @@
 //! A first threshold for top-k queries, guessed from a sample of tiles.
 
 use hira_kernels::TILE;
-use hira_threshold::kth_largest;
 
 use crate::group::Group;
 use crate::scan::Scan;
@@ -39,6 +38,7 @@ impl Sample {
     pub(crate) fn estimate(&mut self, scan: &Scan<'_>, taus: &mut [f32]) {
         let Group {
             index,
+            kernel,
             visible,
             targets,
             ..
@@ -72,7 +72,7 @@ impl Sample {
             }
             let expected = k as f64 * values.len() as f64 / visible as f64;
             let rank = (expected + 4.0 * expected.sqrt() + 1.0).ceil() as usize;
-            *tau = kth_largest(values, rank);
+            *tau = kernel.kth_largest(values, rank);
         }
     }
 

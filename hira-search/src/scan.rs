@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE};
-use hira_threshold::kth_largest;
 
 use crate::group::Group;
 use crate::partition::Run;
@@ -100,7 +99,7 @@ impl Part {
             } else {
                 self.scan_tiles(scan, visible, run.segment, tiles);
             }
-            self.raise(scan.group.targets);
+            self.raise(scan.group);
         }
     }
 
@@ -198,13 +197,13 @@ impl Part {
     /// Cuts down the candidate list of every top-k query that has outgrown its limit.
     ///
     /// The `k`-th largest lower bound of any keys is a proven threshold: those `k` keys reach it, so the `k`-th best does.
-    fn raise(&mut self, targets: &[Target]) {
+    fn raise(&mut self, group: &Group<'_>) {
         for (((query, found), limit), target) in self
             .queries
             .iter_mut()
             .zip(&mut self.found)
             .zip(&mut self.limits)
-            .zip(targets)
+            .zip(group.targets)
         {
             let Target::Top { k, .. } = *target else {
                 continue;
@@ -212,9 +211,7 @@ impl Part {
             if found.slots.len() <= *limit {
                 continue;
             }
-            self.lower.clear();
-            self.lower.extend_from_slice(&found.lower);
-            let tau = kth_largest(&mut self.lower, k);
+            let tau = group.kernel.kth_largest(&found.lower, k);
             if tau > query.tau {
                 drop_below(found, query.tail_scale, query.tau, tau);
                 query.tau = tau;

@@ -1,6 +1,7 @@
 //! The last step of every plan: from exactly scored keys to the selection and its tail.
 
-use hira_threshold::{Cut, select_at_least, select_top_k_with};
+use hira_kernels::Kernel;
+use hira_threshold::{Cut, select_at_least};
 
 use crate::selection::{Selection, Tail};
 use crate::tail;
@@ -58,18 +59,18 @@ impl Target {
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
     scores: Vec<f32>,
-    merits: Vec<u64>,
 }
 
 impl Settling {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * self.scores.capacity() + 8 * self.merits.capacity()
+        4 * self.scores.capacity()
     }
 }
 
 /// Reduces the survivors in `out` (positions ascending, with their canonical scores) to the selection, and sets its tail to the
 /// survivors that were left out. Keys that were never scored are the caller's to add, relative to `out.tail.reference`.
 pub(crate) fn settle(
+    kernel: Kernel,
     target: Target,
     visible: usize,
     scale: f32,
@@ -89,12 +90,7 @@ pub(crate) fn settle(
         Target::Top { k, truncated } => (k, truncated),
     };
     if out.positions.len() > keep {
-        select_top_k_with(
-            &mut out.positions,
-            &mut out.scores,
-            keep,
-            &mut buffers.merits,
-        );
+        keep_best(kernel, keep, &mut out.positions, &mut out.scores);
     }
     let selected = out.positions.len();
     truncated &= selected < visible;
@@ -110,17 +106,36 @@ pub(crate) fn settle(
         sum: if selected == visible {
             0.0
         } else if scale > 0.0 {
-            left_out(&buffers.scores, scale, reference, selected)
+            left_out(kernel, &buffers.scores, scale, reference, selected)
         } else {
             f64::INFINITY
         },
     };
 }
 
+/// Keeps the `k` best of more keys than that, whose positions ascend: ties go to the lower position.
+fn keep_best(kernel: Kernel, k: usize, positions: &mut Vec<u32>, scores: &mut Vec<f32>) {
+    let limit = kernel.kth_largest(scores, k);
+    let above = scores.iter().filter(|&&score| score > limit).count();
+    let mut ties = k - above;
+    let mut kept = 0;
+    for i in 0..positions.len() {
+        let score = scores[i];
+        // Written always, counted only if kept: no branch to mispredict.
+        positions[kept] = positions[i];
+        scores[kept] = score;
+        let tie = score == limit && ties > 0;
+        ties -= usize::from(tie);
+        kept += usize::from(score > limit || tie);
+    }
+    positions.truncate(kept);
+    scores.truncate(kept);
+}
+
 /// Weight of the scored keys that were not among the `selected`: all below `reference`, and its ties beyond the selected.
-fn left_out(scores: &[f32], scale: f32, reference: f32, selected: usize) -> f64 {
+fn left_out(kernel: Kernel, scores: &[f32], scale: f32, reference: f32, selected: usize) -> f64 {
     let reached = scores.iter().filter(|&&score| score >= reference).count();
-    let sum = tail::sum_below(scale, scores, reference, reference);
+    let sum = tail::sum_below(kernel, scale, scores, reference, reference);
     tail::add(sum, (reached - selected) as f64)
 }
 
@@ -134,7 +149,8 @@ mod tests {
             scores: scores.to_vec(),
             ..Selection::default()
         };
-        settle(target, visible, scale, &mut Settling::default(), &mut out);
+        let buffers = &mut Settling::default();
+        settle(Kernel::best(), target, visible, scale, buffers, &mut out);
         out
     }
 

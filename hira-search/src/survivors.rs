@@ -1,7 +1,5 @@
 //! What is done for one query after the scan: from candidates to survivors, exact scores and the selection.
 
-use hira_threshold::kth_largest;
-
 use crate::group::Group;
 use crate::scan::Part;
 use crate::selection::Selection;
@@ -12,7 +10,7 @@ use crate::visible::Visible;
 /// One query's buffers.
 #[derive(Debug, Default)]
 pub(crate) struct Rescoring {
-    /// Lower bounds of all candidates, reordered by the selection of the k-th.
+    /// Lower bounds of all candidates.
     lower: Vec<f32>,
     /// Rows of the survivors within one segment.
     rows: Vec<u32>,
@@ -61,7 +59,7 @@ impl Rescoring {
         let target = group.targets[g];
         let proven = match target {
             Target::AtLeast { tau, .. } => tau,
-            Target::Top { k, .. } => self.kth_lower(parts, g, k),
+            Target::Top { k, .. } => self.kth_lower(group, parts, g, k),
         };
         // Above the proven threshold if the guess was too high for the lower bounds; the exact scores may still reach it.
         let floor = proven.max(excluded);
@@ -81,7 +79,15 @@ impl Rescoring {
         score_rows(group, g, &out.positions, &mut self.rows, &mut out.scores);
         self.survivors.clear();
         self.survivors.extend_from_slice(&out.positions);
-        settle(target, group.visible, group.scale, &mut self.settling, out);
+        let buffers = &mut self.settling;
+        settle(
+            group.kernel,
+            target,
+            group.visible,
+            group.scale,
+            buffers,
+            out,
+        );
         // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
         if let Target::Top { .. } = target
             && out.tail.reference < excluded
@@ -95,12 +101,12 @@ impl Rescoring {
     }
 
     /// The `k`-th largest lower bound of all candidates: at least `k` keys reach it. `-inf` if there are fewer candidates.
-    fn kth_lower(&mut self, parts: &[Part], g: usize, k: usize) -> f32 {
+    fn kth_lower(&mut self, group: &Group<'_>, parts: &[Part], g: usize, k: usize) -> f32 {
         self.lower.clear();
         for part in parts {
             self.lower.extend_from_slice(&part.found[g].lower);
         }
-        kth_largest(&mut self.lower, k)
+        group.kernel.kth_largest(&self.lower, k)
     }
 
     /// Turns slots, ascending by segment, into positions, ascending.
@@ -206,7 +212,7 @@ fn add_unscored(
         let found = &part.found[g];
         let below = tail::rescale(found.tail, group.scale, part.queries[g].tau, reference);
         sum = tail::add(sum, below);
-        let unscored = tail::sum_below(group.scale, &found.upper, floor, reference);
+        let unscored = tail::sum_below(group.kernel, group.scale, &found.upper, floor, reference);
         sum = tail::add(sum, unscored);
     }
     out.tail.sum = sum;

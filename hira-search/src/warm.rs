@@ -1,7 +1,6 @@
 //! Warm start: a proven threshold from the keys that survived the previous step.
 
 use hira_kernels::Team;
-use hira_threshold::kth_largest;
 
 use crate::group::Group;
 use crate::history::SearchHistory;
@@ -53,7 +52,7 @@ impl WarmStart {
             scores.clear();
             scores.resize(positions.len(), 0.0);
             score_rows(group, g, positions, rows, scores);
-            *tau = kth_largest(scores, k);
+            *tau = group.kernel.kth_largest(scores, k);
         });
     }
 }

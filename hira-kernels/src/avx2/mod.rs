@@ -8,6 +8,7 @@
     reason = "one index names a query, half or strip in several arrays of registers"
 )]
 
+mod order;
 pub(crate) mod product;
 mod scan;
 pub(crate) mod score;
@@ -21,6 +22,11 @@ use crate::score::Rows;
 
 impl Avx2 {
     portable_methods!("avx2,fma");
+
+    pub(crate) fn kth_largest(self, values: &[f32], k: usize) -> f32 {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::kth_largest(values, k) }
+    }
 
     pub(crate) fn scores(self, query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.

@@ -9,6 +9,7 @@
 )]
 
 mod ceiling;
+mod order;
 mod product;
 mod scan;
 mod score;
@@ -22,6 +23,11 @@ use crate::score::Rows;
 
 impl Avx512 {
     portable_methods!("avx512f,avx512bw,avx512vl,avx512dq");
+
+    pub(crate) fn kth_largest(self, values: &[f32], k: usize) -> f32 {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::kth_largest(values, k) }
+    }
 
     pub(crate) fn scores(self, query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.

@@ -1,0 +1,105 @@
+//! Counts of values that reach a limit, sixteen at a time.
+
+use core::arch::x86_64::*;
+
+use crate::TILE;
+use crate::order::{Values, select};
+
+/// Whole registers of values, and what is left over padded with `-inf`: nothing that is asked for below counts that.
+struct Registers<'a> {
+    blocks: &'a [[f32; TILE]],
+    rest: [f32; TILE],
+    len: usize,
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
+pub(super) fn kth_largest(values: &[f32], k: usize) -> f32 {
+    let (blocks, rest) = values.as_chunks();
+    let mut padded = [f32::NEG_INFINITY; TILE];
+    padded[..rest.len()].copy_from_slice(rest);
+    let values = Registers {
+        blocks,
+        rest: padded,
+        len: rest.len(),
+    };
+    select(&values, k)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(block: &[f32; TILE]) -> __m512 {
+    // SAFETY: the array holds the sixteen lanes.
+    unsafe { _mm512_loadu_ps(block.as_ptr()) }
+}
+
+impl Registers<'_> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    fn ends(&self) -> [f32; 2] {
+        let mut least = _mm512_set1_ps(f32::INFINITY);
+        let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+        for block in self.blocks {
+            least = _mm512_min_ps(least, load(block));
+            most = _mm512_max_ps(most, load(block));
+        }
+        let live = ((1u32 << self.len) - 1) as u16;
+        least = _mm512_mask_min_ps(least, live, least, load(&self.rest));
+        most = _mm512_max_ps(most, load(&self.rest));
+        [_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
+    fn count(&self, limit: f32) -> usize {
+        let limit = _mm512_set1_ps(limit);
+        let reach = |block: &[f32; TILE]| _mm512_cmp_ps_mask::<_CMP_GE_OQ>(load(block), limit);
+        let (fours, rest) = self.blocks.as_chunks::<4>();
+        let mut count = 0;
+        for [a, b, c, d] in fours {
+            let low = u64::from(reach(a)) | u64::from(reach(b)) << 16;
+            let high = u64::from(reach(c)) | u64::from(reach(d)) << 16;
+            count += (low | high << 32).count_ones();
+        }
+        for block in rest {
+            count += reach(block).count_ones();
+        }
+        let live = ((1u32 << self.len) - 1) as u16;
+        (count + (reach(&self.rest) & live).count_ones()) as usize
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn least(&self, limit: f32) -> f32 {
+        let limit = _mm512_set1_ps(limit);
+        let mut least = _mm512_set1_ps(f32::INFINITY);
+        for block in self.blocks {
+            let values = load(block);
+            let reached = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(values, limit);
+            least = _mm512_mask_min_ps(least, reached, least, values);
+        }
+        let live = ((1u32 << self.len) - 1) as u16;
+        let values = load(&self.rest);
+        let reached = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, values, limit);
+        _mm512_reduce_min_ps(_mm512_mask_min_ps(least, reached, least, values))
+    }
+}
+
+impl Values for Registers<'_> {
+    #[inline(always)]
+    fn ends(&self) -> [f32; 2] {
+        // SAFETY: only `kth_largest` makes this type, and has the target features of all its methods.
+        unsafe { Registers::ends(self) }
+    }
+
+    #[inline(always)]
+    fn count(&self, limit: f32) -> usize {
+        // SAFETY: as above.
+        unsafe { Registers::count(self, limit) }
+    }
+
+    #[inline(always)]
+    fn least(&self, limit: f32) -> f32 {
+        // SAFETY: as above.
+        unsafe { Registers::least(self, limit) }
+    }
+}
