@@ -377,6 +377,7 @@ impl HostAttention {
             group: call.group,
             dim: call.dim,
             value_dim: call.value_dim,
+            precision: head.values().precision(),
             history: head.history(),
         };
         match planner::choose(&self.config, &self.rule, step) {
