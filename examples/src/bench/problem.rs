@@ -1,5 +1,6 @@
 //! Keys, values and queries of one layer.
 
+use hira_kernels::Precision;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 
@@ -183,7 +184,8 @@ impl Problem {
             !recorded || heads.iter().all(long)
         });
         let Some(heads) = heads else {
-            return Ok(Self::synthetic(shape, scenario.len, rows));
+            let synthetic = Self::synthetic(shape, scenario.len, rows);
+            return Ok(synthetic.rounded(scenario.precision));
         };
         let available = heads.iter().flat_map(|head| &head.queries);
         let available = available.map(|rows| rows.len() / shape.dim()).min();
@@ -222,7 +224,7 @@ impl Problem {
             })
             .copied()
             .collect();
-        Ok(Self {
+        let problem = Self {
             source: match (recorded, shape) {
                 (true, _) => "captured",
                 (false, Shape::Llama3) => "generated, fitted to pairs of heads of layers 3, 14, 26",
@@ -236,7 +238,17 @@ impl Problem {
             keys,
             values,
             queries,
-        })
+        };
+        Ok(problem.rounded(scenario.precision))
+    }
+
+    /// Keys and values as they are stored.
+    fn rounded(mut self, precision: Precision) -> Self {
+        if precision != Precision::F32 {
+            let rows = self.keys.iter_mut().chain(&mut self.values);
+            rows.for_each(|value| *value = precision.round(*value));
+        }
+        self
     }
 
     /// Keys around 64 random centres, queries that look for one of them: for machines without captures, and not a substitute.

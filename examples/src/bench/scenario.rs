@@ -1,5 +1,6 @@
 //! What is measured, as data: every scenario has a name, and `--only` picks by it.
 
+use hira_kernels::Precision;
 use hira_threshold::ThresholdRule;
 
 /// Heads and dimensions of an attention layer.
@@ -40,9 +41,9 @@ impl Shape {
         }
     }
 
-    /// Bytes of f32 keys and values for so many tokens.
-    pub fn kv_bytes(self, len: usize) -> usize {
-        2 * self.kv_heads() * self.dim() * len * size_of::<f32>()
+    /// Bytes of keys and values for so many tokens.
+    pub fn kv_bytes(self, len: usize, precision: Precision) -> usize {
+        2 * self.kv_heads() * self.dim() * len * precision.bytes()
     }
 
     fn name(self) -> String {
@@ -83,6 +84,8 @@ pub struct Scenario {
     pub data: Data,
     /// Keys of a KV head.
     pub len: usize,
+    /// How keys and values are stored. With less than f32 they are rounded beforehand, so that every answer is of the rounded ones.
+    pub precision: Precision,
     /// Whether each contender uses the same copy again, instead of rotating over more than the caches hold.
     pub warm: bool,
     /// Rules of the sparse contenders.
@@ -107,7 +110,8 @@ const TOP_64: ThresholdRule = ThresholdRule::TopK { k: 64 };
 const TOP_2_PERCENT: ThresholdRule = ThresholdRule::Percentile { percent: 2.0 };
 
 impl Scenario {
-    /// Its name, unique in [`all`]: `smollm2/layer14/8192`, `llama3/generated/32768`, `search/layer14/8192`; warm ones end in `/warm`.
+    /// Its name, unique in [`all`]: `smollm2/layer14/8192`, `llama3/generated/32768`, `search/layer14/8192`; those with
+    /// 16 bits end in `/bf16`, warm ones in `/warm`.
     pub fn name(&self) -> String {
         let shape = match self.work {
             Work::Step => self.shape.name(),
@@ -117,13 +121,19 @@ impl Scenario {
             Data::Layer(layer) => format!("layer{layer:02}"),
             Data::Generated => "generated".to_owned(),
         };
+        let bits = match self.precision {
+            Precision::F32 => String::new(),
+            precision => format!("/{}", precision.name()),
+        };
         let warm = if self.warm { "/warm" } else { "" };
-        format!("{shape}/{data}/{}{warm}", self.len)
+        format!("{shape}/{data}/{}{bits}{warm}", self.len)
     }
 
     /// Whether Burn's own attention takes part.
     pub fn has_burn(&self) -> bool {
-        self.work == Work::Step && self.len <= BURN_LONGEST
+        // the CPU backends have no 16-bit floats
+        let f32 = self.precision == Precision::F32;
+        self.work == Work::Step && self.len <= BURN_LONGEST && f32
     }
 
     /// Copies that a contender rotates over, for a last-level cache of so many bytes; 1 if warm.
@@ -134,9 +144,14 @@ impl Scenario {
         if self.warm {
             return 1;
         }
-        let bytes = self.shape.kv_bytes(self.len);
+        let bytes = self.kv_bytes();
         let layers = 30.max((4 * cache).div_ceil(bytes)).min(512);
         layers.min(MEMORY / bytes).max(1)
+    }
+
+    /// Bytes of one copy's keys and values.
+    pub fn kv_bytes(&self) -> usize {
+        self.shape.kv_bytes(self.len, self.precision)
     }
 
     fn step(shape: Shape, data: Data, len: usize) -> Self {
@@ -145,6 +160,7 @@ impl Scenario {
             shape,
             data,
             len,
+            precision: Precision::F32,
             warm: false,
             rules: vec![TOP_256, TOP_64, TOP_2_PERCENT],
             quick: false,
@@ -169,6 +185,13 @@ impl Scenario {
     fn only_top_256(self) -> Self {
         Self {
             rules: vec![TOP_256],
+            ..self
+        }
+    }
+
+    fn bf16(self) -> Self {
+        Self {
+            precision: Precision::Bf16,
             ..self
         }
     }
@@ -209,6 +232,13 @@ pub fn all() -> Vec<Scenario> {
     list.push(step(SmolLm2, generated, 32 << 10).quick().peers());
     list.push(step(SmolLm2, generated, 128 << 10).quick().peers());
     list.push(step(SmolLm2, generated, 1 << 20));
+    // keys and values of 16 bits
+    for len in [512, 2048, CAPTURED] {
+        list.push(step(SmolLm2, layer, len).bf16().only_top_256().quick());
+    }
+    list.push(step(SmolLm2, generated, 32 << 10).bf16().quick());
+    list.push(step(SmolLm2, generated, 128 << 10).bf16());
+    list.push(step(SmolLm2, generated, 1 << 20).bf16());
     for len in [512, 2048] {
         list.push(step(Llama3, generated, len).only_top_256());
     }
@@ -261,6 +291,10 @@ mod tests {
         );
         assert_eq!(names(true, Some("layer14/64")), ["smollm2/layer14/64"]);
         assert_eq!(
+            names(false, Some("2048/bf16")),
+            ["smollm2/layer14/2048/bf16"]
+        );
+        assert_eq!(
             names(false, Some("layer14/512/warm")),
             ["smollm2/layer14/512/warm"]
         );
@@ -276,7 +310,7 @@ mod tests {
         let cache = 32 << 20;
         for scenario in all() {
             let copies = scenario.copies(cache);
-            let bytes = copies * scenario.shape.kv_bytes(scenario.len);
+            let bytes = copies * scenario.kv_bytes();
             assert!(copies > 0, "{}", scenario.name());
             if !scenario.warm && copies < 512 {
                 assert!(bytes >= 4 * cache, "{}: {bytes}", scenario.name());

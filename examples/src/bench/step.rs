@@ -1,6 +1,7 @@
 //! A decode step's attention: contenders built, timed in turns, every answer checked.
 
 use hira_attention::{AttentionReport, HeadPlan, HiraAttentionConfig, HiraBackend, Metrics};
+use hira_kernels::Precision;
 use hira_threshold::ThresholdRule;
 
 use super::{
@@ -47,13 +48,13 @@ pub fn measure_step<B: HiraBackend>(
         contenders.push(burn_attention::<B>(layers.clone(), problem, device));
         contenders.push(burn_operations::<B>(layers, problem, device));
     }
-    let dense = HiraAttentionConfig::dense();
+    let dense = HiraAttentionConfig::dense().with_precision(scenario.precision);
     // without an index, which dense attention has no use for
     let cache = filled(&dense, problem, turns.copies)?;
     contenders.push(engine::<B>(&dense, 0, cache, problem, device)?);
     let mut shared = None;
     for (number, config) in configs.iter().enumerate() {
-        let bytes = turns.copies * scenario.shape.kv_bytes(scenario.len);
+        let bytes = turns.copies * scenario.kv_bytes();
         let cache = match &shared {
             Some(cache) => Clone::clone(cache),
             None => filled(config, problem, turns.copies)?,
@@ -65,14 +66,23 @@ pub fn measure_step<B: HiraBackend>(
     }
     drop(shared);
     turns.contenders = contenders.len();
-    let measured = take_turns(problem, &mut contenders, &configs, turns, progress)?;
+    let measured = take_turns(
+        problem,
+        scenario.precision,
+        &mut contenders,
+        &configs,
+        turns,
+        progress,
+    )?;
     Ok(outcomes(scenario, problem, turns, &contenders, measured))
 }
 
 /// The defaults with this rule. Over generated rows heads are never sent to the dense plan for the mass that the rule drops: they are
 /// flatter than recorded ones, and the longer the flatter, so that the figures would be of the dense plan.
 fn config(scenario: &Scenario, rule: ThresholdRule) -> HiraAttentionConfig {
-    let mut config = HiraAttentionConfig::new().with_rule(rule);
+    let mut config = HiraAttentionConfig::new()
+        .with_rule(rule)
+        .with_precision(scenario.precision);
     if scenario.data == Data::Generated {
         config.max_dropped_mass = 1.0;
     }
@@ -81,6 +91,7 @@ fn config(scenario: &Scenario, rule: ThresholdRule) -> HiraAttentionConfig {
 
 fn take_turns(
     problem: &Problem,
+    precision: Precision,
     contenders: &mut [Contender<'_>],
     configs: &[HiraAttentionConfig],
     turns: Turns,
@@ -117,7 +128,7 @@ fn take_turns(
             if turn.counted {
                 let measured = &mut measured[turn.contender];
                 measured.micros.push(seconds * 1e6);
-                measured.bytes += bytes_read(report.as_ref(), problem);
+                measured.bytes += bytes_read(report.as_ref(), problem, precision);
                 if let Some(report) = &report {
                     measured.metrics.add(report);
                 }
@@ -154,7 +165,7 @@ fn outcomes(
             threads: rayon::current_num_threads(),
             rule: contender.rule.clone(),
             name: contender.name.to_owned(),
-            precision: "f32",
+            precision: scenario.precision.name(),
             samples,
             over_dense: None,
             over_burn: None,
@@ -189,8 +200,8 @@ pub(super) fn with_ratios(mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
 }
 
 /// Bytes of keys, values and sketch that a step's plan reads; every key and value without a report.
-fn bytes_read(report: Option<&AttentionReport>, problem: &Problem) -> f64 {
-    let row = (problem.dim * size_of::<f32>()) as f64;
+fn bytes_read(report: Option<&AttentionReport>, problem: &Problem, precision: Precision) -> f64 {
+    let row = (problem.dim * precision.bytes()) as f64;
     let Some(report) = report else {
         return (problem.kv_heads * problem.len) as f64 * 2.0 * row;
     };
