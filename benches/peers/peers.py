@@ -78,7 +78,7 @@ def take_turns(contenders, samples, rows):
                 contender.seconds.append(seconds)
 
 
-def fastest(makers, copies, tries=5):
+def fastest(makers, copies, tries=9):
     """The maker whose calls are fastest on a few copies, and what it is called."""
     best = None
     copies = min(3, copies)

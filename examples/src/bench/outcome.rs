@@ -155,6 +155,40 @@ pub(super) fn markdown(outcomes: &[Outcome]) -> String {
     text
 }
 
+/// A line a scenario: its best dense contender, and what Hira takes with each rule, with the ratio.
+pub(super) fn summary(outcomes: &[Outcome]) -> String {
+    const RULES: [&str; 3] = ["top-k=256", "top-k=64", "percentile=2"];
+    let mut text = format!(
+        "| scenario | best dense, us | {} | top-k=256 over Burn |\n|---|--:|--:|--:|--:|--:|\n",
+        RULES
+            .map(|rule| format!("{rule}, us (over dense)"))
+            .join(" | ")
+    );
+    for group in outcomes.chunk_by(|a, b| a.scenario == b.scenario) {
+        let dense = group.iter().filter(|one| one.is_dense());
+        let Some(best) = dense.min_by(|a, b| a.micros.median.total_cmp(&b.micros.median)) else {
+            continue;
+        };
+        let of = |rule: &str| group.iter().find(|one| one.rule == rule);
+        let cell = |rule| {
+            let ratio = |one: &Outcome| one.over_dense.unwrap_or_default();
+            let cell =
+                |one: &Outcome| format!("{} ({:.2}x)", micros(one.micros.median), ratio(one));
+            of(rule).map(cell).unwrap_or_default()
+        };
+        let burn = of(RULES[0]).and_then(|one| one.over_burn);
+        text.push_str(&format!(
+            "| {} | {} ({}) | {} | {} |\n",
+            best.scenario,
+            micros(best.micros.median),
+            best.name,
+            RULES.map(cell).join(" | "),
+            burn.map(|x| format!("{x:.1}x")).unwrap_or_default(),
+        ));
+    }
+    text
+}
+
 impl Outcome {
     /// The contender with its precision where that is not f32.
     pub fn label(&self) -> String {
@@ -225,6 +259,22 @@ pub(super) mod tests {
         let cells: Vec<_> = text.lines().map(|line| line.matches('|').count()).collect();
         assert_eq!(cells, [12, 12, 12]);
         assert!(text.contains("| 5.00 (4.00 to 6.00) |"), "{text}");
+    }
+
+    #[test]
+    fn a_summary_has_a_line_a_scenario_and_the_best_dense() {
+        let text = summary(&[
+            outcome("a", "dense", "slow", 9.0),
+            outcome("a", "dense", "dense (ours)", 5.0),
+            outcome("a", "top-k=64", "hira", 2.5),
+            outcome("b", "dense", "dense (ours)", 7.0),
+        ]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(
+            lines[2],
+            "| a | 5.00 (dense (ours)) |  | 2.50 (2.00x) |  |  |"
+        );
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! `results.md`: sections that can be pasted into a document.
 
-use super::{Ceilings, Outcome, Work, outcome::markdown, scenario::all, target::targets};
+use super::{
+    Ceilings, Outcome, Work,
+    outcome::{markdown, summary},
+    scenario::all,
+    target::targets,
+};
 
 /// What holds for the whole run.
 #[derive(Debug, Clone)]
@@ -42,7 +47,8 @@ pub fn report(
         .partition(|one| searches.contains(&one.scenario));
     if !steps.is_empty() {
         text.push_str(&format!(
-            "\n## Decode steps\n\n{}{}",
+            "\n## Context by context\n\n{}\n## Decode steps\n\n{}{}",
+            summary(&steps),
             scenarios(&steps),
             markdown(&steps)
         ));
