@@ -326,7 +326,7 @@ class Search:
         for links in (16, 32):
             index, build_s = timed(lambda: build(links))
             efs = (256, 320, 384, 512, 768, 1024, 1536, 2048, 4096)
-            search = lambda ef, query: search_with(index, ef, query)
+            search = lambda ef, query, index=index: search_with(index, ef, query)
             for wanted, (ef, recall) in tuned(efs, search, self.queries, self.truths).items():
                 _, seconds = timed(lambda: [search(ef, query) for query in self.queries])
                 if wanted not in best or seconds < best[wanted][0]:
@@ -334,7 +334,6 @@ class Search:
         copies = min(self.copies, GRAPH_COPIES)
         for _, index, links, ef, recall, build_s in best.values():
             clones = [clone(index, links) for _ in range(copies)]
-            append_us = append_micros(lambda keys: append(clone(index, links), keys), self.keys, 1)
             appended = clone(index, links)
             append_us = append_micros(lambda keys: append(appended, keys), self.keys)
 
