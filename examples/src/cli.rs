@@ -9,7 +9,7 @@ use hira_threshold::ThresholdRule;
 
 use crate::device::DeviceName;
 use crate::fetch::SMOLLM2;
-use crate::llama::AttentionChoice;
+use crate::llama::{AttentionChoice, WeightPrecision};
 
 /// Run a Llama, Mistral or Qwen2 model with dense or with Hira attention.
 ///
@@ -71,6 +71,9 @@ pub struct Arguments {
     /// A configuration of Hira attention in TOML, JSON or YAML; the options above replace its rule.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// What decode steps read of the weights: `f16` is a copy of half the size, on flex only. Logits of SmolLM2 move by about 0.1.
+    #[arg(long, value_enum, default_value_t)]
+    pub weights: WeightPrecision,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
@@ -228,6 +231,14 @@ mod tests {
         ] {
             assert_eq!(rule(&["--prompt", "x", "--rule", word]), expected);
         }
+    }
+
+    #[test]
+    fn weights_are_whole_unless_asked_for() {
+        let weights = |arguments: &[&str]| parse(arguments).unwrap().weights;
+        assert_eq!(weights(&["--prompt", "x"]), WeightPrecision::F32);
+        let half = ["--prompt", "x", "--weights", "f16"];
+        assert_eq!(weights(&half), WeightPrecision::F16);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The device that a program runs on, chosen by name at run time.
 
+#[cfg(feature = "flex")]
+use std::any::TypeId;
+
 use clap::ValueEnum;
 use hira_attention::HiraBackend;
 use hira_attention::device::{DeviceError, DeviceKind};
@@ -48,6 +51,14 @@ impl DeviceName {
             Err(DeviceError::NotCompiled(kind))
         }
     }
+}
+
+/// Whether the backend is Flex, whose slices are views and whose product of a single row runs on one thread.
+pub fn is_flex<B: HiraBackend>() -> bool {
+    #[cfg(feature = "flex")]
+    return TypeId::of::<B>() == TypeId::of::<burn_flex::Flex>();
+    #[cfg(not(feature = "flex"))]
+    false
 }
 
 /// Work that can be done on any device.

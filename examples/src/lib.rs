@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `llama` | answers a prompt with a GGUF file or a Hugging Face folder, with dense or Hira attention |
 //! | `demo` | reads a long text, answers from one prefill with both, prints one table |
+//! | `decode` | times decode steps of one model at several contexts: Burn's own attention, dense, Hira |
 //! | `verify` | compares every selection on a capture with brute force |
 //! | `bench_attention` | times one decode step's attention, cold, beside dense |
 //!
@@ -18,6 +19,7 @@ pub mod demo;
 pub mod device;
 pub mod fetch;
 pub mod generate;
+pub mod huge_pages;
 pub mod llama;
 pub mod sampler;
 pub mod tokenizer;

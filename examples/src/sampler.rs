@@ -65,7 +65,7 @@ impl Sampler {
     /// If `logits` is empty.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         if self.temperature == 0.0 {
-            return top(logits, 1)[0].0;
+            return greedy(logits);
         }
         let mut ranked = top(logits, logits.len());
         let best = f64::from(ranked[0].1);
@@ -94,6 +94,20 @@ fn nucleus(weights: &[f64], top_p: f64) -> usize {
         sum >= target
     });
     reached.map_or(weights.len(), |index| index + 1)
+}
+
+/// The token of highest logit, in one pass over the logits; ties go to the lower token.
+///
+/// # Panics
+/// If `logits` is empty.
+pub fn greedy(logits: &[f32]) -> u32 {
+    let mut best = (0, logits[0]);
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > best.1 {
+            best = (token, *logit);
+        }
+    }
+    best.0 as u32
 }
 
 /// The `count` tokens of highest logit, in descending order; ties go to the lower token.
@@ -132,6 +146,17 @@ mod tests {
         for (count, weight) in counts.iter().zip(weights) {
             let (expected, received) = (weight / sum, f64::from(*count) / f64::from(draws));
             assert!((expected - received).abs() < 0.01, "{expected} {received}");
+        }
+    }
+
+    #[test]
+    fn the_greedy_token_is_the_first_of_the_highest() {
+        let mut random = StdRng::seed_from_u64(3);
+        for len in [1, 2, 7, 100, 1000] {
+            let logits: Vec<f32> = (0..len)
+                .map(|_| (random.random::<f32>() * 50.0).round() - 25.0)
+                .collect();
+            assert_eq!(greedy(&logits), top(&logits, 1)[0].0, "{logits:?}");
         }
     }
 

@@ -10,7 +10,10 @@ use hira_attention::{
     AttentionError, AttentionProcessor, AttentionReport, HiraAttention, HiraAttentionConfig,
     HiraBackend, HiraCache, PlanPolicy,
 };
-use hira_examples::llama::{AttentionChoice, CHUNK, Llama, LlamaError};
+use hira_examples::device::is_flex;
+use hira_examples::llama::{
+    AttentionChoice, BurnAttention, CHUNK, Llama, LlamaCache, LlamaError, WeightPrecision,
+};
 use hira_examples::weights::{ModelConfig, RopeScaling};
 use tiny::Tiny;
 
@@ -187,6 +190,86 @@ fn an_attention_of_ones_own_serves_every_layer<B: HiraBackend>() {
     assert_eq!(*seen.lock().expect("no thread panicked"), expected);
 }
 
+fn burns_attention_is_dense<B: HiraBackend>() {
+    let mut model = load::<B>(&Tiny::new());
+    // enough steps that the newest tokens are joined with the rest
+    let (ids, prompt) = (ids(300), 20);
+    let mut cache = model.new_cache(ids.len()).expect("the cache fits");
+    let steps = |model: &Llama<B>, cache: &mut LlamaCache| -> Vec<Vec<f32>> {
+        let quiet = &mut |_, _| {};
+        let from = cache.len().max(prompt);
+        if cache.is_empty() {
+            model
+                .forward(cache, &ids[..prompt], quiet)
+                .expect("the prompt runs");
+        }
+        let steps = ids[from..].iter();
+        steps
+            .map(|id| model.forward(cache, &[*id], quiet).expect("the step runs"))
+            .collect()
+    };
+    let dense = steps(&model, &mut cache);
+    let burn = BurnAttention::new(2, &B::Device::default()).expect("it is valid");
+    model.set_processor(Box::new(burn.clone()));
+    cache.reset();
+    let ours = steps(&model, &mut cache);
+    assert_eq!((cache.len(), cache.store().len()), (ids.len(), prompt));
+    for (ours, dense) in ours.iter().zip(&dense) {
+        assert!(difference(ours, dense) < 1e-4);
+    }
+    let len = ids.len() - 10;
+    burn.truncate(len);
+    cache.truncate(len);
+    let again = steps(&model, &mut cache);
+    assert_eq!(again.len(), 10);
+    for (again, dense) in again.iter().zip(&dense[len - prompt..]) {
+        assert!(difference(again, dense) < 1e-4);
+    }
+}
+
+fn half_precision_is_close_on_flex_and_refused_elsewhere<B: HiraBackend>() {
+    for change in [false, true] {
+        let source = Tiny::new().with(|config| {
+            config.tie_word_embeddings = change;
+            config.attention_bias = change;
+        });
+        let mut model = load::<B>(&source);
+        let set = model.set_weights(WeightPrecision::F16);
+        if !is_flex::<B>() {
+            assert!(matches!(set, Err(LlamaError::HalfPrecision)), "{set:?}");
+            return;
+        }
+        set.expect("flex has half precision");
+        let ids = ids(40);
+        let mut cache = model.new_cache(ids.len()).expect("the cache fits");
+        for (id, naive) in ids.iter().zip(source.logits_naive(&ids)) {
+            let logits = model
+                .forward(&mut cache, &[*id], &mut |_, _| {})
+                .expect("the model runs");
+            let off = difference(&logits, &naive);
+            assert!((1e-6..2e-2).contains(&off), "off by {off}");
+        }
+    }
+
+    let mut spoiled = Tiny::new();
+    spoiled.spoiled = Some(("model.layers.1.mlp.down_proj.weight", 1e30));
+    let mut model = load::<B>(&spoiled);
+    model
+        .set_weights(WeightPrecision::F16)
+        .expect("flex has half precision");
+    let mut cache = model.new_cache(4).expect("the cache fits");
+    let overflow = model.forward(&mut cache, &[1], &mut |_, _| {});
+    assert!(
+        matches!(overflow, Err(LlamaError::NotFinite)),
+        "{overflow:?}"
+    );
+    assert!(cache.is_empty() && cache.store().is_empty());
+    model
+        .set_weights(WeightPrecision::F32)
+        .expect("every backend has it");
+    assert!(model.forward(&mut cache, &[1], &mut |_, _| {}).is_ok());
+}
+
 fn refusals_leave_the_cache_as_it_was<B: HiraBackend>() {
     let quiet = &mut |_, _| {};
     let model = load::<B>(&Tiny::new());
@@ -318,6 +401,8 @@ on_every_backend!(
     one_call_is_token_by_token,
     hira_that_selects_every_key_is_dense,
     an_attention_of_ones_own_serves_every_layer,
+    burns_attention_is_dense,
+    half_precision_is_close_on_flex_and_refused_elsewhere,
     refusals_leave_the_cache_as_it_was,
     impossible_models_and_attentions_are_refused,
 );

@@ -98,6 +98,15 @@ pub struct AttentionReport {
 }
 
 impl AttentionReport {
+    /// The report of an attention that is not Hira's, and says nothing about its heads.
+    pub fn new(layer: usize, stored: usize) -> Self {
+        Self {
+            layer,
+            stored,
+            heads: Vec::new(),
+        }
+    }
+
     /// Keys attended to / visible keys, over all heads.
     pub fn density(&self) -> f64 {
         ratio(

@@ -95,8 +95,10 @@ impl ValueStore {
             if let Some(run) = self.runs.last_mut().map(Arc::make_mut) {
                 let free = run.capacity() - run.len();
                 if free < now.len() {
-                    let step = RESERVE_ROWS.min(room) * self.dim;
-                    run.reserve_exact(now.len().max(step.max(run.len() / 8).min(room * self.dim)));
+                    // A sixteenth more than a long prompt needs: the token after it would else have all of it copied.
+                    let more = (RESERVE_ROWS * self.dim).max(run.len() / 8);
+                    let more = more.max(now.len() + now.len() / 16);
+                    run.reserve_exact(more.min(room * self.dim));
                 }
                 run.extend_rounded(now);
             }

@@ -69,8 +69,9 @@ impl Sketch {
     }
 }
 
-/// Makes room for `needed` elements in all: a quarter more than there was, at least `least`, and at most `most`.
+/// Makes room for `needed` elements in all and a sixteenth more: a quarter more than there was, at least `least`, and at most `most`.
 ///
+/// The sixteenth is for the key that follows a long prompt, which would else have all of it copied.
 /// Each element is then copied four times on average however small the appends are, and at most a quarter of the
 /// memory is unused, where doubling would leave half.
 fn reserve<T>(values: &mut Vec<T>, needed: usize, least: usize, most: usize) {
@@ -83,7 +84,8 @@ pub(crate) fn growth(capacity: usize, needed: usize, least: usize, most: usize) 
     if needed <= capacity {
         return capacity;
     }
-    (capacity + capacity / 4).max(least).min(most).max(needed)
+    let target = (capacity + capacity / 4).max(needed + needed / 16);
+    target.max(least).min(most).max(needed)
 }
 
 #[cfg(test)]

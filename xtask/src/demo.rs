@@ -1,20 +1,21 @@
-//! `cargo xtask demo`: builds the `demo` binary of hira-examples in release and runs it.
+//! `cargo xtask demo` and `cargo xtask decode`: builds a binary of hira-examples in release and runs it.
 
 use anyhow::Result;
 
 use crate::workspace::Workspace;
 
-/// Runs the demo with the given flags; its exit code decides.
-pub(crate) fn run(workspace: &Workspace, flags: &[String]) -> Result<bool> {
-    let mut demo = workspace.cargo("run");
-    demo.args([
-        "--release",
-        "--package",
-        "hira-examples",
-        "--bin",
-        "demo",
-        "--",
-    ])
-    .args(flags);
-    Ok(demo.status()?.success())
+/// Runs the binary with the given flags; its exit code decides.
+pub(crate) fn run(workspace: &Workspace, binary: &str, flags: &[String]) -> Result<bool> {
+    let mut program = workspace.cargo("run");
+    program
+        .args([
+            "--release",
+            "--package",
+            "hira-examples",
+            "--bin",
+            binary,
+            "--",
+        ])
+        .args(flags);
+    Ok(program.status()?.success())
 }

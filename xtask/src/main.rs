@@ -77,6 +77,18 @@ enum Chore {
         flags: Vec<String>,
     },
 
+    /// Time whole decode steps of a real model: Burn's own attention, dense and Hira, at 512, 2,048 and 8,000 tokens
+    ///
+    /// Builds hira-examples in release and runs its `decode` binary on SmolLM2-135M: one prefill, then
+    /// greedy steps of each attention turn by turn, medians with quartiles. Everything after `decode`
+    /// is handed to the binary: `cargo xtask decode -- --help` lists its flags.
+    #[command(verbatim_doc_comment)]
+    Decode {
+        /// Flags of the decode binary, such as --contexts 512,8000 --weights f16
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
     /// Measure one decode step's attention and, without --quick, the kernels and the search
     ///
     /// Runs the `bench_attention` binary of hira-examples in release: a list of scenarios (16 keys
@@ -162,7 +174,8 @@ fn run(cli: Cli) -> Result<bool> {
         Chore::Ci => matrix::run(&workspace, &Options::ci()),
         Chore::Tidy => report("tidy", tidy::check(&workspace)?),
         Chore::Layers => report("layers", layers::check(&workspace)?),
-        Chore::Demo { flags } => demo::run(&workspace, &flags),
+        Chore::Demo { flags } => demo::run(&workspace, "demo", &flags),
+        Chore::Decode { flags } => demo::run(&workspace, "decode", &flags),
         Chore::Bench {
             quick,
             peers,

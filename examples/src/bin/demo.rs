@@ -8,16 +8,13 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use hira_attention::{HiraAttentionConfig, HiraBackend};
 use hira_examples::chat::Conversation;
-use hira_examples::demo::{ComparisonConfig, Event, compare};
+use hira_examples::demo::{ComparisonConfig, Event, TEXT, compare};
 use hira_examples::device::{DeviceName, OnDevice, run_on};
-use hira_examples::fetch;
-use hira_examples::llama::Llama;
+use hira_examples::llama::{Llama, WeightPrecision};
 use hira_examples::tokenizer::{ChatTokenizer, TextStream};
 use hira_examples::weights::ModelFile;
+use hira_examples::{fetch, huge_pages};
 use indicatif::{ProgressBar, ProgressStyle};
-
-/// Newton's Opticks, third book, Observation 11 to Query 24: see examples/data/README.md.
-const TEXT: &str = include_str!("../../data/opticks-excerpt.txt");
 
 /// Read a long document once, answer a question about it with dense attention and with Hira, and compare the two.
 #[derive(Debug, Parser)]
@@ -41,6 +38,9 @@ struct Arguments {
     /// Steps whose distributions are compared, at most --max-new.
     #[arg(long, default_value_t = 64)]
     compare: usize,
+    /// What decode steps read of the weights: `f16` is a copy of half the size, on flex only.
+    #[arg(long, value_enum, default_value_t)]
+    weights: WeightPrecision,
     /// Where the model runs.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceName,
@@ -50,6 +50,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    huge_pages::ask();
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -105,6 +106,7 @@ impl OnDevice for Demo {
         let mut model =
             Llama::<B>::load(&source, device, &mut |done, all| advance(&bar, done, all))?;
         bar.finish_and_clear();
+        model.set_weights(arguments.weights)?;
         let config = ComparisonConfig {
             prompt,
             steps: arguments.max_new,

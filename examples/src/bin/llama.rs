@@ -11,12 +11,12 @@ use hira_attention::device::{DeviceError, DeviceKind};
 use hira_examples::chat::{Conversation, common_prefix};
 use hira_examples::cli::{Arguments, Prompt};
 use hira_examples::device::{OnDevice, run_on};
-use hira_examples::fetch;
 use hira_examples::generate::{GenerateOptions, Generation, check_context, generate};
 use hira_examples::llama::{AttentionChoice, Llama, LlamaCache};
 use hira_examples::sampler::{Sampler, top};
 use hira_examples::tokenizer::ChatTokenizer;
 use hira_examples::weights::{ModelFile, WeightSource};
+use hira_examples::{fetch, huge_pages};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -24,6 +24,7 @@ use serde::Serialize;
 const SHOWN_LOGITS: usize = 20;
 
 fn main() -> ExitCode {
+    huge_pages::ask();
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -138,6 +139,7 @@ impl OnDevice for Session {
         })?;
         bar.finish_and_clear();
         let load = begin.elapsed();
+        model.set_weights(self.arguments.weights)?;
         model.set_attention(self.attention.clone())?;
         match std::mem::replace(&mut self.start, Start::Conversation) {
             Start::Tokens(ids) => self.answer(&model, &ids, load),

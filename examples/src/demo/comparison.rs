@@ -3,10 +3,11 @@ use std::time::Instant;
 use hira_attention::{HiraAttentionConfig, HiraBackend};
 use hira_cache::CacheInfo;
 
-use super::decoding::{greedy, spread};
+use super::decoding::spread;
 use super::{Agreement, Decoding, DemoError, Divergence, decode};
 use crate::bench::Spread;
 use crate::llama::{AttentionChoice, Llama, LlamaCache};
+use crate::sampler::greedy;
 
 /// Steps that are timed on an empty cache, before, between and after the two answers.
 const EMPTY_STEPS: usize = 12;

@@ -5,7 +5,7 @@ use hira_attention::{HiraBackend, Metrics};
 use super::DemoError;
 use crate::bench::Spread;
 use crate::llama::{Llama, LlamaCache};
-use crate::sampler::top;
+use crate::sampler::greedy;
 
 /// What greedy decoding chose, how long each step took, and what its attention reported.
 #[derive(Debug, Clone)]
@@ -66,9 +66,4 @@ pub fn decode<B: HiraBackend>(
         logits: all_logits,
         metrics: *cache.metrics(),
     })
-}
-
-/// The token of highest logit; of equal ones the lowest.
-pub(super) fn greedy(logits: &[f32]) -> u32 {
-    top(logits, 1).first().map_or(0, |(token, _)| *token)
 }

@@ -1,4 +1,4 @@
-use super::decoding::greedy;
+use crate::sampler::greedy;
 
 /// `KL(p || q)` in nats, where `p` and `q` are the softmax of the two rows of logits.
 ///

@@ -20,6 +20,16 @@ pub enum DemoError {
     /// Nothing to decode.
     #[error("at least one token must be decoded")]
     NoSteps,
+    /// The contexts do not ascend, or go beyond the prompt.
+    #[error(
+        "a context of {context} tokens cannot follow one of {done}, or is longer than the prompt"
+    )]
+    Context {
+        /// The context.
+        context: usize,
+        /// Tokens that were read before.
+        done: usize,
+    },
     /// The model refused its input.
     #[error(transparent)]
     Llama(#[from] LlamaError),

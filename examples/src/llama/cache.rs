@@ -7,6 +7,8 @@ use hira_cache::{CacheInfo, HiraCache};
 #[derive(Debug, Clone)]
 pub struct LlamaCache {
     store: HiraCache,
+    /// Tokens processed: a processor of one's own may keep keys and values elsewhere.
+    len: usize,
     metrics: Metrics,
 }
 
@@ -21,16 +23,17 @@ impl LlamaCache {
     pub(super) fn new(store: HiraCache) -> Self {
         Self {
             store,
+            len: 0,
             metrics: Metrics::default(),
         }
     }
 
-    /// Tokens stored.
+    /// Tokens processed.
     pub fn len(&self) -> usize {
-        self.store.len()
+        self.len
     }
 
-    /// Whether no token is stored.
+    /// Whether no token was processed.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -43,12 +46,14 @@ impl LlamaCache {
     /// Forgets every token, and the metrics.
     pub fn reset(&mut self) {
         self.store.reset();
+        self.len = 0;
         self.reset_metrics();
     }
 
     /// Forgets the tokens from `len` on; the metrics stay.
     pub fn truncate(&mut self, len: usize) {
         self.store.truncate(len);
+        self.len = self.len.min(len);
     }
 
     /// Density and dropped-mass bounds of every query since the cache was made or its metrics were reset.
@@ -75,6 +80,10 @@ impl LlamaCache {
         &mut self.store
     }
 
+    pub(super) fn add_len(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+
     pub(super) fn record(&mut self, report: &AttentionReport) {
         self.metrics.add(report);
     }
@@ -87,7 +96,7 @@ impl LlamaCache {
     }
 
     pub(super) fn rewind(&mut self, mark: Mark) {
-        self.store.truncate(mark.len);
+        self.truncate(mark.len);
         self.metrics = mark.metrics;
     }
 }

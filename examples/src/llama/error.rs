@@ -51,6 +51,12 @@ pub enum LlamaError {
         /// What the cache has.
         received: usize,
     },
+    /// Half-precision weights were asked for on another backend than Flex.
+    #[error("half-precision weights need the flex device")]
+    HalfPrecision,
+    /// The logits are not numbers: in half precision, an activation was beyond 65,504.
+    #[error("the logits are not numbers: an activation overflowed")]
+    NotFinite,
     /// Attention refused its configuration, a key, a value or a query.
     #[error(transparent)]
     Attention(#[from] AttentionError),

@@ -1,12 +1,16 @@
+use std::ops::Range;
+
 use burn::module::{Initializer, Module, Param};
-use burn::nn::{Linear, LinearConfig, LinearLayout, RmsNorm, RmsNormConfig};
+use burn::nn::{RmsNorm, RmsNormConfig};
 use burn::tensor::{Tensor, backend::Backend};
 use hira_attention::{AttentionProcessor, AttentionReport};
 use hira_cache::HiraCache;
 use hira_index::burn::HiraBackend;
+use rayon::prelude::*;
 
 use super::LlamaError;
 use super::loader::Loader;
+use super::matrix::{Matrix, WeightPrecision, shares};
 use super::pass::Pass;
 use crate::weights::ModelConfig;
 
@@ -29,15 +33,15 @@ impl SelfAttentionConfig {
     /// A module with Burn's default initialisation.
     pub fn init<B: Backend>(&self, device: &B::Device) -> SelfAttention<B> {
         let heads = self.num_attention_heads + 2 * self.num_key_value_heads;
+        let (qkv, inner) = (
+            heads * self.head_dim,
+            self.num_attention_heads * self.head_dim,
+        );
+        let bias = Initializer::Zeros.init([qkv], device);
         SelfAttention {
-            qkv: LinearConfig::new(self.hidden_size, heads * self.head_dim)
-                .with_bias(self.bias)
-                .with_layout(LinearLayout::Col)
-                .init(device),
-            output: LinearConfig::new(self.num_attention_heads * self.head_dim, self.hidden_size)
-                .with_bias(false)
-                .with_layout(LinearLayout::Col)
-                .init(device),
+            qkv: Matrix::init(self.hidden_size, qkv, device),
+            bias: self.bias.then_some(bias),
+            output: Matrix::init(inner, self.hidden_size, device),
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
@@ -49,8 +53,9 @@ impl SelfAttentionConfig {
 #[derive(Module, Debug)]
 pub struct SelfAttention<B: Backend> {
     /// Query, key and value rows, one after the other.
-    qkv: Linear<B>,
-    output: Linear<B>,
+    qkv: Matrix<B>,
+    bias: Option<Param<Tensor<B, 1>>>,
+    output: Matrix<B>,
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: usize,
@@ -79,10 +84,12 @@ impl<B: HiraBackend> SelfAttention<B> {
         let rotated = query_heads + heads;
 
         // Rows of half a head: all first halves of the rotated heads, then all second halves, then the values.
-        let rows = self
-            .qkv
-            .forward(x)
-            .reshape([len * 2 * (rotated + heads), half]);
+        let rows = self.qkv.forward(x);
+        let rows = match &self.bias {
+            Some(bias) => rows + bias.val().unsqueeze(),
+            None => rows,
+        };
+        let rows = rows.reshape([len * 2 * (rotated + heads), half]);
         let rows = rows.select(0, pass.split.clone());
         let part = |start: usize, end: usize| rows.clone().slice(start * len..end * len);
         let (first, second) = pass.span.rotate(
@@ -117,16 +124,11 @@ impl FeedForwardConfig {
     /// A module with Burn's default initialisation.
     pub fn init<B: Backend>(&self, device: &B::Device) -> FeedForward<B> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let initializer = Initializer::KaimingUniform {
-            gain: 1.0 / 3f64.sqrt(),
-            fan_out_only: false,
-        };
         FeedForward {
-            gate_up: initializer.init_with([2, hidden, inner], Some(hidden), Some(inner), device),
-            down: LinearConfig::new(inner, hidden)
-                .with_bias(false)
-                .with_layout(LinearLayout::Col)
-                .init(device),
+            gate: Matrix::init(hidden, inner, device),
+            up: Matrix::init(hidden, inner, device),
+            down: Matrix::init(inner, hidden, device),
+            inner,
         }
     }
 }
@@ -134,23 +136,33 @@ impl FeedForwardConfig {
 /// SwiGLU: `down(silu(gate(x)) * up(x))`.
 #[derive(Module, Debug)]
 pub struct FeedForward<B: Backend> {
-    /// Gate and up, `[2, hidden_size, intermediate_size]`: the two halves of the product are contiguous.
-    gate_up: Param<Tensor<B, 3>>,
-    down: Linear<B>,
+    gate: Matrix<B>,
+    up: Matrix<B>,
+    down: Matrix<B>,
+    inner: usize,
 }
 
-impl<B: Backend> FeedForward<B> {
+impl<B: HiraBackend> FeedForward<B> {
     /// # Shapes
     ///
     /// `x` and the result are `[L, hidden_size]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let both = x.unsqueeze::<3>().matmul(self.gate_up.val());
-        let gate = both.clone().slice(0..1).squeeze_dim::<2>(0);
-        let up = both.slice(1..2).squeeze_dim::<2>(0);
-        // silu(g) = g / (1 + exp(-g)): half the time of `activation::silu` on Flex, whose sigmoid branches on the sign.
-        // exp(-g) overflows to infinity for g < -88, where the quotient is the correct zero.
-        let weight = gate.clone().neg().exp() + 1.0;
-        self.down.forward(gate * up / weight)
+        let [rows, hidden] = x.dims();
+        // A thread takes its inner dimensions from the input to an addend of the output, and so waits for the others once.
+        let part = |inner: Range<usize>| {
+            let gate = self.gate.part(x.clone(), 0..hidden, inner.clone());
+            let up = self.up.part(x.clone(), 0..hidden, inner.clone());
+            // silu(g) = g / (1 + exp(-g)): half the time of `activation::silu` on Flex, whose sigmoid branches on the sign.
+            // exp(-g) overflows to infinity for g < -88, where the quotient is the correct zero.
+            let weight = gate.clone().neg().exp() + 1.0;
+            self.down.part(gate * up / weight, inner, 0..hidden)
+        };
+        let Some(shares) = shares::<B>(rows, self.inner) else {
+            return part(0..self.inner);
+        };
+        let addends: Vec<_> = shares.into_par_iter().map(part).collect();
+        let sum = addends.into_iter().reduce(|sum, addend| sum + addend);
+        sum.unwrap_or_else(|| x.zeros_like())
     }
 }
 
@@ -225,23 +237,35 @@ impl<B: HiraBackend> DecoderLayer<B> {
 
         let gamma = loader.vector(&[(name("input_layernorm.weight"), hidden)])?;
         self.attention_norm.gamma = Param::from_tensor(gamma);
-        let weight = loader.matrix(&qkv("weight"), hidden)?;
-        self.attention.qkv.weight = Param::from_tensor(weight.transpose());
-        self.attention.qkv.bias = match bias {
+        self.attention.qkv = loader.matrix(&qkv("weight"), hidden)?;
+        self.attention.bias = match bias {
             true => Some(Param::from_tensor(loader.vector(&qkv("bias"))?)),
             false => None,
         };
-        let weight = loader.matrix(&[(name("self_attn.o_proj.weight"), hidden)], query)?;
-        self.attention.output.weight = Param::from_tensor(weight.transpose());
+        self.attention.output =
+            loader.matrix(&[(name("self_attn.o_proj.weight"), hidden)], query)?;
 
         let gamma = loader.vector(&[(name("post_attention_layernorm.weight"), hidden)])?;
         self.feed_forward_norm.gamma = Param::from_tensor(gamma);
-        let parts = ["mlp.gate_proj.weight", "mlp.up_proj.weight"].map(|part| (name(part), inner));
-        let weight = loader.matrix(&parts, hidden)?.reshape([2, inner, hidden]);
-        self.feed_forward.gate_up = Param::from_tensor(weight.swap_dims(1, 2));
-        let weight = loader.matrix(&[(name("mlp.down_proj.weight"), hidden)], inner)?;
-        self.feed_forward.down.weight = Param::from_tensor(weight.transpose());
+        let feed_forward = &mut self.feed_forward;
+        feed_forward.gate = loader.matrix(&[(name("mlp.gate_proj.weight"), inner)], hidden)?;
+        feed_forward.up = loader.matrix(&[(name("mlp.up_proj.weight"), inner)], hidden)?;
+        feed_forward.down = loader.matrix(&[(name("mlp.down_proj.weight"), hidden)], inner)?;
+        feed_forward.inner = inner;
         Ok(())
+    }
+
+    pub(super) fn set_precision(&mut self, precision: WeightPrecision) {
+        let (attention, feed_forward) = (&mut self.attention, &mut self.feed_forward);
+        for matrix in [
+            &mut attention.qkv,
+            &mut attention.output,
+            &mut feed_forward.gate,
+            &mut feed_forward.up,
+            &mut feed_forward.down,
+        ] {
+            matrix.set_precision(precision);
+        }
     }
 
     /// # Shapes

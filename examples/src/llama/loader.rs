@@ -2,6 +2,7 @@ use burn::tensor::Tensor;
 use hira_index::burn::{HiraBackend, from_host};
 
 use super::LlamaError;
+use super::matrix::Matrix;
 use crate::weights::WeightSource;
 
 /// Reads weights one after the other, checks their shapes and reports progress.
@@ -37,8 +38,17 @@ impl<'a, B: HiraBackend> Loader<'a, B> {
         Ok(from_host(data, [len], self.device))
     }
 
-    /// A matrix `[rows, columns]`, or several joined row after row.
+    /// The matrix of a tensor `[rows, columns]`, or of several joined row after row.
     pub(super) fn matrix(
+        &mut self,
+        parts: &[(String, usize)],
+        columns: usize,
+    ) -> Result<Matrix<B>, LlamaError> {
+        Ok(Matrix::new(self.rows(parts, columns)?))
+    }
+
+    /// A tensor `[rows, columns]`, or several joined row after row.
+    pub(super) fn rows(
         &mut self,
         parts: &[(String, usize)],
         columns: usize,

@@ -1,16 +1,16 @@
 use burn::module::{Module, Param};
-use burn::nn::{
-    Embedding, EmbeddingConfig, Linear, LinearConfig, LinearLayout, RmsNorm, RmsNormConfig,
-};
+use burn::nn::{Embedding, EmbeddingConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Tensor, backend::Backend};
 use hira_attention::{AttentionProcessor, CacheShape, HiraAttention, HiraAttentionConfig};
 use hira_index::burn::{HiraBackend, with_host};
 
 use super::layer::{DecoderLayer, DecoderLayerConfig};
 use super::loader::Loader;
+use super::matrix::{Matrix, WeightPrecision};
 use super::pass::{Pass, indices};
 use super::rope::{Rotary, RotaryConfig};
 use super::{LlamaCache, LlamaError};
+use crate::device::is_flex;
 use crate::weights::{ModelConfig, RopeScaling, WeightSource};
 
 /// At most so many tokens are processed together: activations of a longer prompt are never alive at once.
@@ -60,8 +60,6 @@ pub struct DecoderConfig {
     pub num_layers: usize,
     /// Number of tokens.
     pub vocab_size: usize,
-    /// Whether the embedding is the output layer too.
-    pub tied: bool,
 }
 
 impl DecoderConfig {
@@ -71,16 +69,12 @@ impl DecoderConfig {
             layer: DecoderLayerConfig::of(config),
             num_layers: config.num_hidden_layers,
             vocab_size: config.vocab_size,
-            tied: config.tie_word_embeddings,
         }
     }
 
     /// A module with Burn's default initialisation; nothing is allocated before it is used or loaded.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Decoder<B> {
         let hidden = self.layer.attention.hidden_size;
-        let head = LinearConfig::new(hidden, self.vocab_size)
-            .with_bias(false)
-            .with_layout(LinearLayout::Col);
         Decoder {
             embedding: EmbeddingConfig::new(self.vocab_size, hidden).init(device),
             layers: (0..self.num_layers)
@@ -89,7 +83,7 @@ impl DecoderConfig {
             norm: RmsNormConfig::new(hidden)
                 .with_epsilon(self.layer.rms_norm_eps)
                 .init(device),
-            head: (!self.tied).then(|| head.init(device)),
+            head: Matrix::init(hidden, self.vocab_size, device),
         }
     }
 }
@@ -101,35 +95,38 @@ pub struct Decoder<B: Backend> {
     embedding: Embedding<B>,
     layers: Vec<DecoderLayer<B>>,
     norm: RmsNorm<B>,
-    /// `None` when the embedding, transposed, is the output layer.
-    head: Option<Linear<B>>,
+    /// The output layer; of a tied model, the embedding's own tensor.
+    head: Matrix<B>,
 }
 
 impl<B: HiraBackend> Decoder<B> {
     fn load(&mut self, loader: &mut Loader<'_, B>) -> Result<(), LlamaError> {
         let config = loader.source.config();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = loader.matrix(&[("model.embed_tokens.weight".into(), vocab)], hidden)?;
-        self.embedding.weight = Param::from_tensor(embedding);
+        let embedding = loader.rows(&[("model.embed_tokens.weight".into(), vocab)], hidden)?;
+        self.embedding.weight = Param::from_tensor(embedding.clone());
         for (index, layer) in self.layers.iter_mut().enumerate() {
             layer.load(loader, index)?;
         }
         let gamma = loader.vector(&[("model.norm.weight".into(), hidden)])?;
         self.norm.gamma = Param::from_tensor(gamma);
-        if let Some(head) = &mut self.head {
-            let weight = loader.matrix(&[("lm_head.weight".into(), vocab)], hidden)?;
-            head.weight = Param::from_tensor(weight.transpose());
-        }
+        self.head = match config.tie_word_embeddings {
+            true => Matrix::new(embedding),
+            false => loader.matrix(&[("lm_head.weight".into(), vocab)], hidden)?,
+        };
         Ok(())
     }
 
     /// `[L, hidden_size]` to `[L, vocab_size]`.
     fn logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let x = self.norm.forward(x);
-        match &self.head {
-            Some(head) => head.forward(x),
-            None => x.matmul(self.embedding.weight.val().transpose()),
+        self.head.forward(self.norm.forward(x))
+    }
+
+    fn set_precision(&mut self, precision: WeightPrecision) {
+        for layer in &mut self.layers {
+            layer.set_precision(precision);
         }
+        self.head.set_precision(precision);
     }
 }
 
@@ -206,6 +203,19 @@ impl<B: HiraBackend> Llama<B> {
         &self.choice
     }
 
+    /// Chooses what decode steps read of the weights, from the next call on; prompts read the `f32` weights in any case.
+    ///
+    /// # Errors
+    ///
+    /// [`LlamaError::HalfPrecision`] for half precision on another backend than Flex.
+    pub fn set_weights(&mut self, precision: WeightPrecision) -> Result<(), LlamaError> {
+        if precision == WeightPrecision::F16 && !is_flex::<B>() {
+            return Err(LlamaError::HalfPrecision);
+        }
+        self.decoder.set_precision(precision);
+        Ok(())
+    }
+
     /// Patches the model to another attention, from the next call on. The weights are untouched, and caches made before
     /// stay usable: each keeps the index that it was made with.
     ///
@@ -265,6 +275,7 @@ impl<B: HiraBackend> Llama<B> {
         ids: &[u32],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<f32>, LlamaError> {
+        let before = cache.mark();
         let mut last = None;
         self.run(cache, ids, progress, &mut |x| {
             last = Some(x);
@@ -273,7 +284,13 @@ impl<B: HiraBackend> Llama<B> {
         let x = last.ok_or(LlamaError::NoTokens)?;
         let len = x.dims()[0];
         let logits = self.decoder.logits(x.slice(len - 1..len));
-        Ok(with_host(logits, <[f32]>::to_vec)?)
+        let logits = with_host(logits, <[f32]>::to_vec)?;
+        // The norm before the output layer spreads an overflow over all of them.
+        if logits[0].is_nan() {
+            cache.rewind(before);
+            return Err(LlamaError::NotFinite);
+        }
+        Ok(logits)
     }
 
     /// Appends `ids` and calls `visit` with the index and the logits of each of them.
@@ -353,7 +370,8 @@ impl<B: HiraBackend> Llama<B> {
     ) -> Result<Tensor<B, 2>, LlamaError> {
         let config = &self.config;
         let heads = (config.num_attention_heads, config.num_key_value_heads);
-        let pass = Pass::new(&self.rotary, (cache.len(), ids.len()), heads, &self.device);
+        let len = ids.len();
+        let pass = Pass::new(&self.rotary, (cache.len(), len), heads, &self.device);
         let ids = indices(ids.iter().map(|id| *id as usize).collect(), &self.device);
         let mut x = self.decoder.embedding.weight.val().select(0, ids);
         for (index, layer) in self.decoder.layers.iter().enumerate() {
@@ -362,6 +380,7 @@ impl<B: HiraBackend> Llama<B> {
             cache.record(&report);
             x = next;
         }
+        cache.add_len(len);
         Ok(x)
     }
 
