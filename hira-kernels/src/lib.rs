@@ -51,6 +51,7 @@
 
 mod bf16;
 mod boxes;
+mod ceiling;
 mod columns;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -91,15 +91,22 @@ enum Chore {
 
     /// Measure one decode step's attention and, without --quick, the kernels and the search
     ///
-    /// Runs the `bench_attention` binary of hira-examples in release: Hira beside Burn's own
-    /// attention on the same recorded tensors, every timed answer checked. Without --quick also
-    /// the benches of hira-kernels, hira-index and hira-search. Close other programs first: the
-    /// figures are of memory speed. Everything else is handed to bench_attention.
+    /// Runs the `bench_attention` binary of hira-examples in release: a list of scenarios (16 keys
+    /// to a million, SmolLM2's and Llama 3's shapes, cold and warm), Hira beside dense attention
+    /// and Burn's own on the same tensors, one head's search, and what the machine can do at best;
+    /// every timed answer is checked. CSV, Markdown and SVG plots go to target/hira-bench. With
+    /// --peers also PyTorch, FAISS, hnswlib and usearch on the same rows (see benches/peers).
+    /// Without --quick and flags also the benches of hira-kernels, hira-index and hira-search.
+    /// Close other programs first: the figures are of memory speed. Everything else is handed to
+    /// bench_attention: `cargo xtask bench -- --list`, `-- --only smollm2/generated`.
     #[command(verbatim_doc_comment)]
     Bench {
-        /// Only the attention bench, with fewer repetitions: under two minutes once built
+        /// Only the attention bench, its short list of scenarios: under two minutes once built
         #[arg(long)]
         quick: bool,
+        /// Also time peers, with pinned packages from PyPI in target/peers (5.5 GB)
+        #[arg(long)]
+        peers: bool,
         /// Flags of the bench_attention binary
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         flags: Vec<String>,
@@ -169,7 +176,18 @@ fn run(cli: Cli) -> Result<bool> {
         Chore::Layers => report("layers", layers::check(&workspace)?),
         Chore::Demo { flags } => demo::run(&workspace, "demo", &flags),
         Chore::Decode { flags } => demo::run(&workspace, "decode", &flags),
-        Chore::Bench { quick, flags } => bench::run(&workspace, quick, &flags),
+        Chore::Bench {
+            quick,
+            peers,
+            flags,
+        } => bench::run(
+            &workspace,
+            &bench::Options {
+                quick,
+                peers,
+                flags: &flags,
+            },
+        ),
         Chore::Soak { flags } => soak::run(&workspace, "soak", &flags),
         Chore::Fuzz { flags } => soak::run(&workspace, "fuzz", &flags),
         Chore::Asan => asan::run(&workspace),

@@ -1,6 +1,6 @@
 //! Runs the binaries of hira-examples on small input, as a user would, and reads what they print.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -92,6 +92,20 @@ fn generate(workspace: &Workspace, shell: &Shell, flags: &[&str]) -> Result<Vec<
         .as_array()
         .context("the answer has no tokens")?
         .clone())
+}
+
+/// The attention bench on its smallest scenario: every timed answer is checked, and the report is written.
+pub(crate) fn bench(workspace: &Workspace, shell: &Shell) -> Result<()> {
+    let out = workspace.target().join("xtask/bench");
+    let mut bench = binary(workspace, "bench_attention");
+    bench.args(["--quick", "--only", "smollm2/layer14/64", "--out"]);
+    shell.run(bench.arg(&out))?;
+    let table = fs::read_to_string(out.join("results.csv")).context("no results.csv")?;
+    ensure!(
+        table.lines().count() == 5,
+        "four contenders were to be measured:\n{table}"
+    );
+    Ok(())
 }
 
 fn binary(workspace: &Workspace, name: &str) -> Command {

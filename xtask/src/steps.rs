@@ -232,6 +232,7 @@ fn examples(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
     for capture in &captures {
         samples::verify(workspace, shell, capture)?;
     }
+    samples::bench(workspace, shell)?;
     if let Outcome::Skipped(_) = samples::llama(workspace, shell)? {
         skipped.push("llama: SmolLM2 is not here and cannot be fetched");
     }

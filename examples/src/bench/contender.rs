@@ -1,11 +1,14 @@
 //! The ways to take a decode step: each is built on copies of the same data and timed call by call.
 
+use std::time::Instant;
+
 use burn::tensor::{
     Tensor, TensorData, activation::softmax, module::attention, ops::AttentionModuleOptions,
 };
 use hira_attention::{
-    AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraBackend,
+    AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraBackend, PlanPolicy,
 };
+use hira_cache::HiraCache;
 
 use super::Problem;
 
@@ -27,30 +30,48 @@ pub enum ContenderError {
     },
 }
 
-/// A call: the layer's copy and the row of queries; the output is `[Hq, D]`.
-type Call<'a> = dyn FnMut(usize, usize) -> Result<(Vec<f32>, f64, Option<AttentionReport>), AttentionError>
-    + 'a;
+/// What a call gives: the output `[Hq, D]`, the seconds it took, and the engine's report.
+pub(super) type Taken = (Vec<f32>, f64, Option<AttentionReport>);
+
+/// A call: the copy and the row of queries.
+type Call<'a> = dyn FnMut(usize, usize) -> Result<Taken, AttentionError> + 'a;
+
+/// What a contender is to attend to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Every key of the problem: nothing is appended.
+    All,
+    /// Every key stored so far: each call appends its token first.
+    Visible,
+    /// The selection of the configuration of this number, over the keys stored so far; a head that goes dense: all of them.
+    Selected(usize),
+}
 
 /// One way to take a decode step.
 pub struct Contender<'a> {
     /// What it is.
     pub name: &'static str,
-    /// The selection that it is to attend to; `None`: every key.
-    pub config: Option<HiraAttentionConfig>,
-    /// Whether each call appends its token first, so that it sees what is stored so far.
-    pub appends: bool,
-    /// Takes a step; returns the output, the seconds it took, and the engine's report.
+    /// The rule, or `dense`.
+    pub rule: String,
+    /// What it attends to.
+    pub scope: Scope,
+    /// Takes a step.
     pub call: Box<Call<'a>>,
 }
 
-fn engine<'a, B: HiraBackend>(
-    name: &'static str,
-    config: HiraAttentionConfig,
-    problem: &'a Problem,
+/// Tokens that are stored at a time while a cache is filled.
+const CHUNK: usize = 1 << 14;
+
+/// A cache whose `copies` layers all hold the keys and values before the first row of queries.
+///
+/// # Errors
+///
+/// [`AttentionError`] if the configuration or the data is refused.
+pub(super) fn filled(
+    config: &HiraAttentionConfig,
+    problem: &Problem,
     copies: usize,
-    device: &'a B::Device,
-) -> Result<Contender<'a>, AttentionError> {
-    let attention = config.init::<B>(device)?;
+) -> Result<HiraCache, AttentionError> {
     let before = problem.len - problem.rows;
     let mut cache = config.init_cache(CacheShape {
         layers: copies,
@@ -60,19 +81,44 @@ fn engine<'a, B: HiraBackend>(
         value_dim: problem.dim,
         max_len: problem.len,
     })?;
-    let keys = problem.tokens(&problem.keys, 0..before);
-    let values = problem.tokens(&problem.values, 0..before);
-    for layer in 0..copies {
-        cache.append(layer, &keys, &values)?;
+    for start in (0..before).step_by(CHUNK) {
+        let range = start..before.min(start + CHUNK);
+        let keys = problem.tokens(&problem.keys, range.clone());
+        let values = problem.tokens(&problem.values, range);
+        for layer in 0..copies {
+            cache.append(layer, &keys, &values)?;
+        }
     }
-    let sparse = config.plan != hira_attention::PlanPolicy::Dense;
+    Ok(cache)
+}
+
+/// A step with everything that it needs: append, search, scores, softmax, values, certificate; dense if the configuration says so.
+///
+/// # Errors
+///
+/// [`AttentionError`] if the configuration is refused.
+pub(super) fn engine<'a, B: HiraBackend>(
+    config: &HiraAttentionConfig,
+    number: usize,
+    mut cache: HiraCache,
+    problem: &'a Problem,
+    device: &'a B::Device,
+) -> Result<Contender<'a>, AttentionError> {
+    let attention = config.init::<B>(device)?;
+    let dense = config.plan == PlanPolicy::Dense;
     Ok(Contender {
-        name,
-        config: Some(config).filter(|_| sparse),
-        appends: true,
+        name: if dense { "dense (ours)" } else { "hira" },
+        rule: match dense {
+            true => "dense".to_owned(),
+            false => config.rule()?.to_string(),
+        },
+        scope: match dense {
+            true => Scope::Visible,
+            false => Scope::Selected(number),
+        },
         call: Box::new(move |layer, row| {
             let (q, k, v) = step::<B>(problem, row, device);
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let (out, report) = attention.try_forward(q, k, v, &mut cache, layer)?;
             let out = read(out);
             Ok((out, start.elapsed().as_secs_f64(), Some(report)))
@@ -80,55 +126,37 @@ fn engine<'a, B: HiraBackend>(
     })
 }
 
-/// Hira, with everything that a step needs: append, search, scores, softmax, values, certificate.
-///
-/// # Errors
-///
-/// [`AttentionError`] if the configuration or the data is refused.
-pub fn hira<'a, B: HiraBackend>(
-    config: HiraAttentionConfig,
-    problem: &'a Problem,
-    copies: usize,
-    device: &'a B::Device,
-) -> Result<Contender<'a>, AttentionError> {
-    engine::<B>("hira", config, problem, copies, device)
-}
+/// Keys and values of one copy as tensors `[1, Hkv, N, D]`.
+pub(super) type Layer<B> = (Tensor<B, 4>, Tensor<B, 4>);
 
-/// Our own dense attention over the same kind of cache, append included.
-///
-/// # Errors
-///
-/// [`AttentionError`] if the data is refused.
-pub fn dense<'a, B: HiraBackend>(
-    problem: &'a Problem,
+/// Copies of the problem's keys and values, for both of Burn's contenders: clones share them.
+pub(super) fn layers<B: HiraBackend>(
+    problem: &Problem,
     copies: usize,
-    device: &'a B::Device,
-) -> Result<Contender<'a>, AttentionError> {
-    engine::<B>(
-        "dense (ours)",
-        HiraAttentionConfig::dense(),
-        problem,
-        copies,
-        device,
-    )
+    device: &B::Device,
+) -> Vec<Layer<B>> {
+    let shape = [1, problem.kv_heads, problem.len, problem.dim];
+    let tensor = |data: &[f32]| Tensor::from_data(TensorData::new(data.to_vec(), shape), device);
+    (0..copies)
+        .map(|_| (tensor(&problem.keys), tensor(&problem.values)))
+        .collect()
 }
 
 /// `burn::tensor::module::attention` on tensors `[1, Hkv, G, D]` and `[1, Hkv, N, D]`: the queries of a group are rows, so that
 /// keys and values are read once for the group, which is its best case. Nothing is appended.
-pub fn burn_attention<'a, B: HiraBackend>(
+pub(super) fn burn_attention<'a, B: HiraBackend>(
+    layers: Vec<Layer<B>>,
     problem: &'a Problem,
-    copies: usize,
     device: &'a B::Device,
 ) -> Contender<'a> {
-    let layers = tensors::<B>(problem, copies, device);
     Contender {
         name: "module::attention",
-        config: None,
-        appends: false,
+        rule: "dense".to_owned(),
+        scope: Scope::All,
         call: Box::new(move |layer, row| {
             let q = grouped::<B>(problem, row, device);
             let (k, v) = layers[layer].clone();
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let out = attention(q, k, v, None, None, AttentionModuleOptions::default());
             let out = read(out);
             Ok((out, start.elapsed().as_secs_f64(), None))
@@ -137,36 +165,25 @@ pub fn burn_attention<'a, B: HiraBackend>(
 }
 
 /// `softmax(Q K^T) V` in tensor operations, on the shapes of [`burn_attention`].
-pub fn burn_operations<'a, B: HiraBackend>(
+pub(super) fn burn_operations<'a, B: HiraBackend>(
+    layers: Vec<Layer<B>>,
     problem: &'a Problem,
-    copies: usize,
     device: &'a B::Device,
 ) -> Contender<'a> {
-    let layers = tensors::<B>(problem, copies, device);
     let scale = 1.0 / (problem.dim as f64).sqrt();
     Contender {
         name: "tensor operations",
-        config: None,
-        appends: false,
+        rule: "dense".to_owned(),
+        scope: Scope::All,
         call: Box::new(move |layer, row| {
             let q = grouped::<B>(problem, row, device);
             let (k, v) = layers[layer].clone();
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar(scale);
             let out = read(softmax(scores, 3).matmul(v));
             Ok((out, start.elapsed().as_secs_f64(), None))
         }),
     }
-}
-
-type Layer<B> = (Tensor<B, 4>, Tensor<B, 4>);
-
-fn tensors<B: HiraBackend>(problem: &Problem, copies: usize, device: &B::Device) -> Vec<Layer<B>> {
-    let shape = [1, problem.kv_heads, problem.len, problem.dim];
-    let tensor = |data: &[f32]| Tensor::from_data(TensorData::new(data.to_vec(), shape), device);
-    (0..copies)
-        .map(|_| (tensor(&problem.keys), tensor(&problem.values)))
-        .collect()
 }
 
 fn grouped<B: HiraBackend>(problem: &Problem, row: usize, device: &B::Device) -> Tensor<B, 4> {

@@ -1,8 +1,4 @@
-//! Medians with spread, and the speed of memory.
-
-use std::{hint::black_box, time::Instant};
-
-use rayon::prelude::*;
+//! Medians with spread.
 
 /// Median and quartiles of some measurements.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,25 +24,14 @@ impl Spread {
     }
 }
 
-/// GB/s that all threads together read from memory that is in no cache: the ceiling of every dense step.
-pub fn stream_read_gb_per_s() -> f64 {
-    /// Far larger than the last-level cache.
-    const ELEMENTS: usize = 96 << 20;
-    let data = vec![1.0_f32; ELEMENTS];
-    let read = || {
-        let start = Instant::now();
-        let sum: f32 = data
-            .par_chunks(1 << 16)
-            .map(|chunk| {
-                let mut lanes = [0.0_f32; 64];
-                for block in chunk.chunks_exact(64) {
-                    lanes.iter_mut().zip(block).for_each(|(lane, x)| *lane += x);
-                }
-                lanes.iter().sum::<f32>()
-            })
-            .sum();
-        black_box(sum);
-        (ELEMENTS * size_of::<f32>()) as f64 / start.elapsed().as_secs_f64() / 1e9
-    };
-    (0..5).map(|_| read()).fold(0.0, f64::max)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quartiles_of_nine() {
+        let spread = Spread::of((1..=9).rev().map(f64::from).collect()).expect("nine");
+        assert_eq!((spread.lower, spread.median, spread.upper), (3.0, 5.0, 7.0));
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
 }
