@@ -1,5 +1,7 @@
 //! What is proven about an output: how much softmax mass was dropped, how far the output can be from dense attention.
 //!
+//! Keys and values are the stored ones: they may have been rounded to 16 bits when they were stored, which is exact from here on.
+//!
 //! # Derivation
 //!
 //! Let `s_i` be canonical scores and `s_i*` the exact dot products: `|s_i - s_i*| <= delta`, with
@@ -38,7 +40,8 @@ const U: f64 = 1.0 / 16_777_216.0;
 pub struct Certificate {
     /// At least the softmax mass of the keys that were not attended to; 0 when dense.
     pub dropped_mass_bound: f32,
-    /// At least the Euclidean distance of the output from dense attention in exact arithmetic, rounding included.
+    /// At least the Euclidean distance of the output from dense attention over the stored keys and values in exact arithmetic, rounding
+    /// included.
     pub output_error_bound: f32,
 }
 

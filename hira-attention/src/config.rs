@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hira_cache::{CacheConfig, HiraCache};
 use hira_index::{BuilderConfig, IndexConfig, ProductConfig, SampleConfig, UpdateConfig};
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, Precision};
 use hira_memory::{Budget, MemoryPolicy};
 use hira_search::PlanChoice;
 use hira_threshold::{Threshold, ThresholdRule};
@@ -67,6 +67,10 @@ pub struct HiraAttentionConfig {
     /// Product codes beside the sketch of every sealed segment of at least `min_coarse_len` keys, as `{ subvectors = 8, bits = 4 }`: a
     /// coarser first pass for keys that lie in clusters. Default: none.
     pub product: Option<ProductConfig>,
+    /// What keys and values are stored in: `"f32"`, `"f16"` or `"bf16"`. They are rounded once, when they are stored, and from then on
+    /// the stored ones are the keys and values: what is selected, and what certificates bound, is attention over them. 16 bits halve the
+    /// bytes of both, in memory and of a step; `"f16"` is finer and ends at 65504, `"bf16"` has the range of f32. Default `"f32"`.
+    pub precision: Precision,
     /// On which tier each part of the cache should lie. Default `"all_device"`.
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of the cache. Default: no limit.
@@ -118,6 +122,7 @@ impl Default for HiraAttentionConfig {
             update_strategy: UpdateConfig::default(),
             background_builds: false,
             product: None,
+            precision: Precision::F32,
             memory_policy: MemoryPolicy::default(),
             memory_budget: None,
             sink_tokens: 4,
@@ -234,6 +239,13 @@ impl HiraAttentionConfig {
     pub fn with_sinks_and_window(mut self, sink_tokens: usize, recent_window: usize) -> Self {
         self.sink_tokens = sink_tokens;
         self.recent_window = recent_window;
+        self
+    }
+
+    /// Sets what keys and values are stored in.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -494,6 +506,7 @@ impl HiraAttentionConfig {
                 .with_update(self.update_strategy)
                 .with_background(self.background_builds)
                 .with_product(self.product)
+                .with_precision(self.precision)
                 .with_sample(SampleConfig {
                     size: self.sample_size,
                     seed: self.sample_seed,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hira_cache::{HeadCache, KvRun};
 use hira_kernels::{
-    Kernel, SoftmaxState, Team,
+    Kernel, SoftmaxState, StoredVec, Team,
     dense::{DenseShape, KeyRun, QueryBlock, RowStrides},
 };
 use rayon::prelude::*;
@@ -60,8 +60,7 @@ impl DenseStep {
     /// `queries` `[G, D]`, `out` `[G, Dv]`.
     pub(crate) fn decode(
         &self,
-        pool: &ScratchPool,
-        team: &Team,
+        (team, pool): (&Team, &ScratchPool),
         head: &HeadCache,
         queries: &[f32],
         visible: usize,
@@ -187,14 +186,14 @@ pub(crate) fn prefill(
         });
 }
 
-/// Rows of one range that lie in several segments, side by side.
+/// Rows of one range that lie in several segments, side by side as they are stored.
 ///
 /// Sums are folded at the ends of runs, so runs must not follow the segments: these depend on how keys were appended, on the updater, and
 /// on what a thread has built by now, and a step must give the same bits whatever they are.
 #[derive(Debug, Default)]
 pub(crate) struct RangeCopy {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: StoredVec,
+    values: StoredVec,
 }
 
 impl RangeCopy {
@@ -203,10 +202,13 @@ impl RangeCopy {
         let whole = head.runs(positions.clone()).next();
         match whole.filter(|run| run.len == positions.len()) {
             Some(run) => key_run(run),
-            None => KeyRun {
-                keys: &self.keys[..positions.len() * head.index().dim()],
-                values: &self.values[..positions.len() * head.values().dim()],
-            },
+            None => {
+                let (keys, values) = (self.keys.as_slice(), self.values.as_slice());
+                KeyRun {
+                    keys: keys.slice(0..positions.len() * head.index().dim()),
+                    values: values.slice(0..positions.len() * head.values().dim()),
+                }
+            }
         }
     }
 }
@@ -217,21 +219,19 @@ fn one_run<'a>(
     positions: Range<usize>,
     copy: &'a mut RangeCopy,
 ) -> KeyRun<'a> {
-    copy.keys.clear();
-    copy.values.clear();
+    let precision = head.values().precision();
+    copy.keys.reset(precision);
+    copy.values.reset(precision);
     let mut runs = head.runs(positions.clone());
     if runs.next().is_some_and(|run| run.len < positions.len()) {
         for run in head.runs(positions.clone()) {
-            copy.keys.extend_from_slice(run.keys);
-            copy.values.extend_from_slice(run.values);
+            copy.keys.extend(run.keys);
+            copy.values.extend(run.values);
         }
     }
     copy.run(head, positions)
 }
 
 fn key_run(run: KvRun<'_>) -> KeyRun<'_> {
-    KeyRun {
-        keys: run.keys,
-        values: run.values,
-    }
+    KeyRun::new(run.keys, run.values)
 }

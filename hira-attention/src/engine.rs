@@ -377,12 +377,19 @@ impl HostAttention {
             group: call.group,
             dim: call.dim,
             value_dim: call.value_dim,
+            precision: head.values().precision(),
             history: head.history(),
         };
         match planner::choose(&self.config, &self.rule, step) {
             HeadPlan::Dense => {
-                self.dense_step(call)
-                    .decode(&self.pool, team, head, queries, visible, scratch, out);
+                self.dense_step(call).decode(
+                    (team, &self.pool),
+                    head,
+                    queries,
+                    visible,
+                    scratch,
+                    out,
+                );
                 for (report, query) in reports.iter_mut().zip(queries.chunks_exact(call.dim)) {
                     let certificate = premises(call, head).dense(norm(query), visible);
                     report.add_dense(1, visible as u64, certificate);

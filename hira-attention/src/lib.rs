@@ -37,7 +37,8 @@
 //!
 //! `dropped_mass_bound` is at least the softmax mass of the keys that were not attended to, and `output_error_bound` at
 //! least the Euclidean distance of the output from dense attention in exact arithmetic, rounding included: see
-//! [`Certificate`].
+//! [`Certificate`]. Both are about the keys and values as the cache stores them: what rounding them to f16 or bf16 did
+//! ([`HiraAttentionConfig::precision`]) is no part of it.
 
 mod certificate;
 mod choice;
@@ -69,6 +70,7 @@ pub use hira_index::burn::HiraBackend;
 pub use module::{AttentionProcessor, HiraAttention};
 
 pub use hira_cache::HiraCache;
+pub use hira_kernels::Precision;
 
 /// Compiles the Rust code of the project's README.
 #[cfg(all(doctest, feature = "burn"))]

@@ -2,6 +2,7 @@
 
 use crate::{HeadPlan, HiraAttentionConfig, PlanPolicy};
 use hira_cache::SparseHistory;
+use hira_kernels::Precision;
 use hira_threshold::{Threshold, ThresholdRule};
 
 /// What a gathered row costs beyond its own bytes, in bytes of streaming: a cold 256-byte row takes 25 to 30 ns where
@@ -33,6 +34,8 @@ pub(crate) struct Step {
     pub(crate) dim: usize,
     /// Value dimension.
     pub(crate) value_dim: usize,
+    /// What keys and values are stored in.
+    pub(crate) precision: Precision,
     /// What recent sparse steps of the head came to.
     pub(crate) history: Option<SparseHistory>,
 }
@@ -79,8 +82,9 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     };
     let selected = count.map_or(survivors, |count| (count as f64).min(survivors));
     let attended = selected + always as f64;
-    let key_row = (step.dim * size_of::<f32>()) as f64;
-    let value_row = (step.value_dim * size_of::<f32>()) as f64;
+    let element = step.precision.bytes();
+    let key_row = (step.dim * element) as f64;
+    let value_row = (step.value_dim * element) as f64;
     let overhead = GATHER_OVERHEAD as f64;
     let dense = visible * (key_row + value_row);
     let gathered = survivors * (key_row + overhead) + attended * (value_row + overhead);
@@ -120,6 +124,7 @@ mod tests {
             group: 3,
             dim: 64,
             value_dim: 64,
+            precision: Precision::F32,
             history: survivor_fraction.map(|survivor_fraction| SparseHistory {
                 survivor_fraction,
                 dropped_mass: 0.2,

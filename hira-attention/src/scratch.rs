@@ -33,30 +33,41 @@ pub(crate) struct HeadScratch {
 /// Scratch that is free at the moment; clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct ScratchPool {
-    free: Arc<Mutex<Vec<HeadScratch>>>,
-    teams: Arc<Mutex<Vec<Team>>>,
+    heads: Arc<Free<HeadScratch>>,
+    teams: Arc<Free<Team>>,
 }
 
 impl ScratchPool {
     /// Runs `task` with scratch that no other task uses.
     pub(crate) fn with<R>(&self, task: impl FnOnce(&mut HeadScratch) -> R) -> R {
-        borrow(&self.free, task)
+        self.heads.lend(task)
     }
 
     /// Runs `task` with a team that no other call uses.
     pub(crate) fn with_team<R>(&self, task: impl FnOnce(&mut Team) -> R) -> R {
-        borrow(&self.teams, task)
+        self.teams.lend(task)
     }
 }
 
-/// Runs `task` with one of the `free` ones, or a new one.
-fn borrow<T: Default, R>(free: &Mutex<Vec<T>>, task: impl FnOnce(&mut T) -> R) -> R {
-    // buffers hold no state between uses, so a panic in another task leaves nothing to distrust
-    let lock = || free.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut taken = lock().pop().unwrap_or_default();
-    let result = task(&mut taken);
-    lock().push(taken);
-    result
+/// What nobody uses at the moment; boxed, because it is taken out and put back at every use.
+struct Free<T>(Mutex<Vec<Box<T>>>);
+
+impl<T> Default for Free<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Default> Free<T> {
+    /// Runs `task` with a free one, or a new one.
+    fn lend<R>(&self, task: impl FnOnce(&mut T) -> R) -> R {
+        // buffers hold no state between uses, so a panic in another task leaves nothing to distrust
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock().pop().unwrap_or_default();
+        let result = task(&mut taken);
+        lock().push(taken);
+        result
+    }
 }
 
 impl std::fmt::Debug for ScratchPool {

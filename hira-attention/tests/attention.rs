@@ -5,7 +5,7 @@ mod common;
 use common::{Problem, Shape, distance};
 use hira_attention::{
     AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraCache, HostAttention,
-    PlanPolicy,
+    PlanPolicy, Precision,
 };
 use hira_cache::CacheError;
 use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
@@ -154,6 +154,77 @@ fn dense_is_dense_attention_in_any_batching() {
     }
 }
 
+/// The answers of both plans are those over the stored keys and values: near to the oracle, and bit for bit what f32 gives of them.
+#[test]
+fn every_precision_attends_to_what_it_stores() {
+    for precision in Precision::ALL {
+        let given = Problem::random(9, SHAPE, 150);
+        let stored = Problem::random(9, SHAPE, 150).stored(precision);
+        for config in [
+            HiraAttentionConfig::dense(),
+            HiraAttentionConfig {
+                use_hira_during_prefill: true,
+                segment_len: 32,
+                ..HiraAttentionConfig::new()
+                    .with_top_k(9)
+                    .with_plan(PlanPolicy::Sparse)
+            },
+        ] {
+            for batches in batchings(150) {
+                let (out, reports) =
+                    run(&config.clone().with_precision(precision), &given, &batches);
+                let (wide, wide_reports) = run(&config, &stored, &batches);
+                assert_eq!(out, wide, "{precision} {batches:?}");
+                for (report, wide) in reports.iter().zip(&wide_reports) {
+                    assert_eq!(report.output_error_bound(), wide.output_error_bound());
+                    assert_eq!(report.dropped_mass_bound(), wide.dropped_mass_bound());
+                }
+                if config.plan == PlanPolicy::Dense {
+                    for_each_query(SHAPE, 150, |sequence, head, token, at| {
+                        let (expected, _) = stored.attend(sequence, head, token, 0.25, |_, _| true);
+                        let error = distance(&out[at..at + SHAPE.value_dim], &expected);
+                        assert!(
+                            error < 1e-4,
+                            "{precision}: {sequence} {head} {token}: {error}"
+                        );
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_that_a_precision_cannot_hold_are_refused() {
+    let problem = Problem::random(6, SHAPE, 8);
+    let config = HiraAttentionConfig::new().with_precision(Precision::F16);
+    let (attention, mut cache) = start(&config, SHAPE, 10);
+    let mut out = vec![0.0; SHAPE.sequences * SHAPE.heads * 8 * SHAPE.value_dim];
+    let (q, mut k) = (problem.q.slice(0..8), problem.k.slice(0..8));
+    let mut v = problem.v.slice(0..8);
+    v[3] = 7e4;
+    let error = attention
+        .forward_into(SHAPE.heads, &q, &k, &v, &mut cache, 0, &mut out)
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        AttentionError::Cache(CacheError::ValueOverflow {
+            column: 3,
+            precision: Precision::F16,
+            ..
+        })
+    ));
+    k[5] = -7e4;
+    let error = attention
+        .forward_into(SHAPE.heads, &q, &k, &v, &mut cache, 0, &mut out)
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        AttentionError::Cache(CacheError::Keys { .. })
+    ));
+    assert_eq!(cache.seq_len(0), 0);
+}
+
 #[test]
 fn a_threshold_of_minus_infinity_through_the_sparse_plan_is_dense() {
     let problem = Problem::random(2, SHAPE, 120);
@@ -187,7 +258,14 @@ fn top_k_keep(scores: &[f64], k: usize, sinks: usize, window: usize) -> Vec<bool
 
 #[test]
 fn top_k_attends_to_the_top_keys_the_sinks_and_the_window_with_a_valid_certificate() {
-    let problem = Problem::random(3, SHAPE, 200);
+    for precision in Precision::ALL {
+        let problem = Problem::random(3, SHAPE, 200);
+        top_k_attends(&problem, precision);
+    }
+}
+
+fn top_k_attends(given: &Problem, precision: Precision) {
+    let problem = Problem::random(3, SHAPE, 200).stored(precision);
     for (levels, segment_len) in [(1, 64), (3, 64), (1, 8192)] {
         let config = HiraAttentionConfig {
             use_hira_during_prefill: true,
@@ -199,9 +277,10 @@ fn top_k_attends_to_the_top_keys_the_sinks_and_the_window_with_a_valid_certifica
                 .with_top_k(12)
                 .with_sinks_and_window(3, 9)
                 .with_plan(PlanPolicy::Sparse)
+                .with_precision(precision)
         };
         for batches in batchings(200) {
-            let (out, reports) = run(&config, &problem, &batches);
+            let (out, reports) = run(&config, given, &batches);
             let worst_mass = reports
                 .iter()
                 .map(|r| r.dropped_mass_bound())

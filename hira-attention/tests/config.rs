@@ -2,12 +2,14 @@
 
 use std::error::Error;
 
-use hira_attention::{ConfigError, HiraAttentionConfig, PlanPolicy, ThresholdStrategy};
+use hira_attention::{
+    CacheShape, ConfigError, HiraAttentionConfig, PlanPolicy, Precision, ThresholdStrategy,
+};
 use hira_index::{
     BuilderConfig, DynamicUpdater, IncrementalUpdater, KMeansBuilder, KMeansStart, KdAxis,
     KdTreeBuilder, ProductConfig, RandomizedBuilder, RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
-use hira_memory::MemoryPolicy;
+use hira_memory::{MemoryPolicy, Part};
 use hira_search::{Plan, PlanChoice};
 use hira_threshold::ThresholdRule;
 
@@ -36,6 +38,33 @@ fn defaults_are_the_documented_ones_in_every_format() {
 }
 
 #[test]
+fn a_precision_is_chosen_by_its_name_and_reaches_the_cache() {
+    assert_eq!(HiraAttentionConfig::new().precision, Precision::F32);
+    let shape = CacheShape {
+        layers: 1,
+        sequences: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        value_dim: 8,
+        max_len: 512,
+    };
+    for precision in Precision::ALL {
+        let text = format!("precision = \"{precision}\"");
+        let config = HiraAttentionConfig::from_toml(&text).unwrap();
+        assert_eq!(config, HiraAttentionConfig::new().with_precision(precision));
+        let mut cache = config.init_cache(shape).unwrap();
+        let rows = [0.1; 8 * 512];
+        cache.append(0, &rows, &rows).unwrap();
+        let memory = cache.memory();
+        assert_eq!(memory.of(Part::Values), 8 * 512 * precision.bytes());
+        let head = &cache.layer(0).unwrap().heads()[0];
+        assert_eq!(head.index().key(7).unwrap().value(3), precision.round(0.1));
+    }
+    let refused = HiraAttentionConfig::from_toml("precision = \"fp16\"").unwrap_err();
+    assert!(chain(&refused).contains("fp16"), "{}", chain(&refused));
+}
+
+#[test]
 fn every_format_reads_what_it_wrote() {
     let config = HiraAttentionConfig {
         memory_policy: MemoryPolicy::Hybrid { num_fast_levels: 1 },
@@ -43,6 +72,7 @@ fn every_format_reads_what_it_wrote() {
         max_candidates: Some(99),
         plan: PlanPolicy::Sparse,
         scale: Some(0.25),
+        precision: Precision::Bf16,
         ..HiraAttentionConfig::new().with_threshold(f32::NEG_INFINITY)
     };
     let text = toml::to_string(&config).unwrap();

@@ -123,7 +123,8 @@ impl HiraCache {
 
     /// Bytes that one token adds to one layer: exact key and value, and its share of a sketch tile.
     pub fn bytes_per_token(&self) -> usize {
-        let exact = (self.config.head_dim + self.config.value_dim) * size_of::<f32>();
+        let exact =
+            (self.config.head_dim + self.config.value_dim) * self.config.index.precision.bytes();
         let sketch = if self.config.index.num_levels == 0 {
             0
         } else {

@@ -21,7 +21,7 @@ pub struct CacheConfig {
     pub value_dim: usize,
     /// Positions of a sequence.
     pub max_len: usize,
-    /// How keys are indexed; its `dim` is replaced by `head_dim`.
+    /// How keys are indexed; its `dim` is replaced by `head_dim`. Its `precision` is that of the values, too.
     pub index: IndexConfig,
     /// On which tier each part should lie.
     pub memory_policy: MemoryPolicy,

@@ -1,6 +1,7 @@
 //! What a cache refuses, and why. After any error the cache holds what it held before.
 
 use hira_index::IndexError;
+use hira_kernels::Precision;
 use hira_memory::MemoryError;
 
 /// Errors of this crate.
@@ -67,6 +68,22 @@ pub enum CacheError {
         token: usize,
         /// The column.
         column: usize,
+    },
+    /// A finite element of a value that the precision of the cache has no finite value for.
+    #[error(
+        "values of sequence {sequence}, KV head {head}: the element in new token {token}, column {column} is too large for {precision}"
+    )]
+    ValueOverflow {
+        /// The sequence.
+        sequence: usize,
+        /// The KV head.
+        head: usize,
+        /// The row among the new tokens.
+        token: usize,
+        /// The column.
+        column: usize,
+        /// What values are stored in.
+        precision: Precision,
     },
     /// A value vector is too long for sums of it to stay finite.
     #[error(

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use hira_index::{HierarchicalIndex, IndexError};
-use hira_kernels::MAX_NORM;
+use hira_kernels::{MAX_NORM, Precision, StoredSlice};
 use hira_search::SearchHistory;
 
 use crate::{CacheConfig, ValueStore};
@@ -15,10 +15,10 @@ pub struct KvRun<'a> {
     pub start: usize,
     /// Rows.
     pub len: usize,
-    /// Keys, row-major `[len, D]`.
-    pub keys: &'a [f32],
-    /// Values, row-major `[len, Dv]`.
-    pub values: &'a [f32],
+    /// Keys as they are stored, row-major `[len, D]`.
+    pub keys: StoredSlice<'a>,
+    /// Values as they are stored, in the precision of the keys, row-major `[len, Dv]`.
+    pub values: StoredSlice<'a>,
 }
 
 /// The keys (with their index) and the values of one KV head of one sequence.
@@ -44,6 +44,7 @@ pub struct SparseHistory {
 /// Why the values of one head were refused.
 pub(crate) enum ValueFault {
     NonFinite { token: usize, column: usize },
+    Overflow { token: usize, column: usize },
     Magnitude { token: usize },
 }
 
@@ -51,7 +52,8 @@ impl HeadCache {
     pub(crate) fn new(config: &CacheConfig) -> Result<Self, IndexError> {
         let mut index = config.index.clone();
         index.dim = config.head_dim;
-        let values = ValueStore::new(config.value_dim, index.segment_len.max(1));
+        let run_len = index.segment_len.max(1);
+        let values = ValueStore::new(config.value_dim, run_len, index.precision);
         Ok(Self {
             index: HierarchicalIndex::with_kernel(index, config.kernel)?,
             values,
@@ -82,12 +84,12 @@ impl HeadCache {
         &self.values
     }
 
-    /// An upper bound on the Euclidean norm of every key that was ever stored since the last reset.
+    /// An upper bound on the Euclidean norm of every key, as stored, that was ever stored since the last reset.
     pub fn max_key_norm(&self) -> f32 {
         self.max_key_norm
     }
 
-    /// An upper bound on the Euclidean norm of every value that was ever stored since the last reset.
+    /// An upper bound on the Euclidean norm of every value, as stored, that was ever stored since the last reset.
     pub fn max_value_norm(&self) -> f32 {
         self.max_value_norm
     }
@@ -126,25 +128,29 @@ impl HeadCache {
 
     /// Everything that [`HeadCache::append`] would refuse in `values`.
     pub(crate) fn check_values(&self, values: &[f32]) -> Result<(), ValueFault> {
+        let precision = self.values.precision();
         for (token, row) in values.chunks_exact(self.values.dim()).enumerate() {
-            let norm = norm_upper(row);
+            let norm = norm_upper(row, precision);
             if norm < f64::from(MAX_NORM) {
                 continue;
             }
-            return match row.iter().position(|element| !element.is_finite()) {
-                Some(column) => Err(ValueFault::NonFinite { token, column }),
-                None => Err(ValueFault::Magnitude { token }),
-            };
+            let stored = |x: &f32| !precision.round(*x).is_finite();
+            return Err(match row.iter().position(stored) {
+                Some(column) if row[column].is_finite() => ValueFault::Overflow { token, column },
+                Some(column) => ValueFault::NonFinite { token, column },
+                None => ValueFault::Magnitude { token },
+            });
         }
         Ok(())
     }
 
-    /// Appends checked rows.
+    /// Appends checked rows, rounded to the precision.
     pub(crate) fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), IndexError> {
         self.index.append(keys)?;
         self.values.append(values);
-        let key_norm = max_norm(keys, self.index.dim());
-        let value_norm = max_norm(values, self.values.dim());
+        let precision = self.values.precision();
+        let key_norm = max_norm(keys, self.index.dim(), precision);
+        let value_norm = max_norm(values, self.values.dim(), precision);
         self.max_key_norm = self.max_key_norm.max(key_norm);
         self.max_value_norm = self.max_value_norm.max(value_norm);
         Ok(())
@@ -167,7 +173,7 @@ impl HeadCache {
 
 struct RunsOfSegment<'a> {
     head: &'a HeadCache,
-    keys: &'a [f32],
+    keys: StoredSlice<'a>,
     segment_start: usize,
     next: usize,
     end: usize,
@@ -195,18 +201,20 @@ impl<'a> Iterator for RunsOfSegment<'a> {
     }
 }
 
-/// The Euclidean norm, rounded upwards; NaN or infinite if an element is.
+/// The Euclidean norm of a row as it is stored, rounded upwards; NaN or infinite if an element is.
 ///
 /// In f64 the squares are exact (24-bit factors) and cannot overflow; the sum of `n` of them and the root err by less
 /// than `(n + 1) 2^-53` relative, which `1 + 2^-30` covers for any `n` below 2^22.
-fn norm_upper(row: &[f32]) -> f64 {
-    let squares = row.iter().map(|&x| f64::from(x) * f64::from(x));
+fn norm_upper(row: &[f32], precision: Precision) -> f64 {
+    let stored = row.iter().map(|&x| f64::from(precision.round(x)));
+    let squares = stored.map(|x| x * x);
     squares.sum::<f64>().sqrt() * (1.0 + f64::powi(2.0, -30))
 }
 
-/// The largest row norm, rounded up to f32.
-fn max_norm(rows: &[f32], dim: usize) -> f32 {
-    let norms = rows.chunks_exact(dim).map(norm_upper);
+/// The largest norm of a row as it is stored, rounded up to f32.
+fn max_norm(rows: &[f32], dim: usize, precision: Precision) -> f32 {
+    let norms = rows.chunks_exact(dim);
+    let norms = norms.map(|row| norm_upper(row, precision));
     // a cast rounds to nearest: one step up makes it an upper bound
     (norms.fold(0.0, f64::max) as f32).next_up()
 }

@@ -124,6 +124,13 @@ impl LayerCache {
                     token,
                     column,
                 },
+                ValueFault::Overflow { token, column } => CacheError::ValueOverflow {
+                    sequence,
+                    head,
+                    token,
+                    column,
+                    precision: cache.values().precision(),
+                },
                 ValueFault::Magnitude { token } => CacheError::ValueMagnitude {
                     sequence,
                     head,
@@ -138,7 +145,7 @@ impl LayerCache {
     ///
     /// # Shapes
     ///
-    /// `keys` `[B, Hkv, L, D]`, `values` `[B, Hkv, L, Dv]`, row-major.
+    /// `keys` `[B, Hkv, L, D]`, `values` `[B, Hkv, L, Dv]`, row-major, to be rounded to the precision of the cache.
     ///
     /// # Complexity
     ///
@@ -146,7 +153,7 @@ impl LayerCache {
     ///
     /// # Errors
     ///
-    /// [`CacheError`] for a wrong length, too many tokens, a non-finite or too large row. The layer is then unchanged.
+    /// [`CacheError`] for a wrong length, too many tokens, a non-finite or too large row or element. The layer is then unchanged.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
         let tokens = self.check(keys, values)?;
         self.append_checked(tokens, keys, values)

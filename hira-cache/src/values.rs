@@ -2,10 +2,12 @@
 
 use std::{ops::Range, sync::Arc};
 
+use hira_kernels::{Precision, StoredSlice, StoredVec};
+
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
 const RESERVE_ROWS: usize = 512;
 
-/// The values of one head in time order.
+/// The values of one head in time order, in the precision in which they are stored.
 ///
 /// # Complexity
 ///
@@ -15,16 +17,18 @@ pub struct ValueStore {
     dim: usize,
     run_len: usize,
     len: usize,
-    runs: Vec<Arc<Vec<f32>>>,
+    precision: Precision,
+    runs: Vec<Arc<StoredVec>>,
 }
 
 impl ValueStore {
     /// An empty store of `dim`-dimensional values in runs of `run_len` rows.
-    pub(crate) fn new(dim: usize, run_len: usize) -> Self {
+    pub(crate) fn new(dim: usize, run_len: usize, precision: Precision) -> Self {
         Self {
             dim,
             run_len,
             len: 0,
+            precision,
             runs: Vec::new(),
         }
     }
@@ -44,25 +48,30 @@ impl ValueStore {
         self.dim
     }
 
+    /// What the rows are stored in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Rows of a full run: run `i` holds positions `i * run_len ..`.
     pub fn run_len(&self) -> usize {
         self.run_len
     }
 
     /// The rows of run `i`.
-    pub fn run(&self, i: usize) -> Option<&[f32]> {
+    pub fn run(&self, i: usize) -> Option<StoredSlice<'_>> {
         self.runs.get(i).map(|run| run.as_slice())
     }
 
     /// The row at `position`.
-    pub fn row(&self, position: usize) -> Option<&[f32]> {
+    pub fn row(&self, position: usize) -> Option<StoredSlice<'_>> {
         let run = self.run(position / self.run_len)?;
         let first = (position % self.run_len) * self.dim;
         run.get(first..first + self.dim)
     }
 
     /// The longest contiguous slice of rows that starts at `range.start` and stays inside `range`.
-    pub(crate) fn contiguous(&self, range: Range<usize>) -> Option<&[f32]> {
+    pub(crate) fn contiguous(&self, range: Range<usize>) -> Option<StoredSlice<'_>> {
         let run = self.run(range.start / self.run_len)?;
         let first = range.start % self.run_len;
         let rows = (self.run_len - first).min(range.end.checked_sub(range.start)?);
@@ -71,15 +80,14 @@ impl ValueStore {
 
     /// Bytes of the rows, with what is reserved for the next ones.
     pub fn bytes(&self) -> usize {
-        let capacity = self.runs.iter().map(|run| run.capacity());
-        capacity.sum::<usize>() * size_of::<f32>()
+        self.runs.iter().map(|run| run.bytes()).sum()
     }
 
-    /// Appends rows; the caller has checked them.
+    /// Appends rows, rounded to the precision; the caller has checked them.
     pub(crate) fn append(&mut self, mut rows: &[f32]) {
         while !rows.is_empty() {
             if self.len.is_multiple_of(self.run_len) {
-                self.runs.push(Arc::new(Vec::new()));
+                self.runs.push(Arc::new(StoredVec::new(self.precision)));
             }
             let room = self.run_len - self.len % self.run_len;
             let count = (rows.len() / self.dim).min(room);
@@ -90,7 +98,7 @@ impl ValueStore {
                     let step = RESERVE_ROWS.min(room) * self.dim;
                     run.reserve_exact(now.len().max(step.max(run.len() / 8).min(room * self.dim)));
                 }
-                run.extend_from_slice(now);
+                run.extend_rounded(now);
             }
             self.len += count;
             rows = later;
@@ -124,44 +132,58 @@ mod tests {
     #[test]
     fn rows_are_found_across_runs_after_any_batching() {
         for batch in [1, 3, 16, 50] {
-            let mut store = ValueStore::new(2, 16);
+            let mut store = ValueStore::new(2, 16, Precision::F32);
             for start in (0..50).step_by(batch) {
                 store.append(&rows(start..(start + batch).min(50)));
             }
             assert_eq!(store.len(), 50);
             for i in 0..50 {
-                assert_eq!(store.row(i), Some(&[i as f32, -(i as f32)][..]));
+                assert_eq!(store.row(i), Some((&[i as f32, -(i as f32)]).into()));
             }
             assert_eq!(store.row(50), None);
-            assert_eq!(store.contiguous(10..40), Some(&rows(10..16)[..]));
-            assert_eq!(store.contiguous(48..50), Some(&rows(48..50)[..]));
+            assert_eq!(store.contiguous(10..40), Some((&rows(10..16)).into()));
+            assert_eq!(store.contiguous(48..50), Some((&rows(48..50)).into()));
         }
     }
 
     #[test]
     fn truncate_and_append_again() {
         for cut in [0, 1, 16, 17, 32, 49, 50, 60] {
-            let mut store = ValueStore::new(2, 16);
+            let mut store = ValueStore::new(2, 16, Precision::F32);
             store.append(&rows(0..50));
             let fork = store.clone();
             store.truncate(cut);
             assert_eq!(store.len(), cut.min(50));
             store.append(&rows(100..110));
-            assert_eq!(store.row(cut.min(50)), Some(&[100.0, -100.0][..]));
+            assert_eq!(store.row(cut.min(50)), Some((&[100.0, -100.0]).into()));
             assert_eq!(fork.len(), 50);
-            assert_eq!(fork.row(49), Some(&[49.0, -49.0][..]));
+            assert_eq!(fork.row(49), Some((&[49.0, -49.0]).into()));
         }
     }
 
     #[test]
     fn a_run_wastes_little() {
-        let mut store = ValueStore::new(64, 8192);
-        for _ in 0..8000 {
-            store.append(&[1.0; 64]);
+        for precision in Precision::ALL {
+            let mut store = ValueStore::new(64, 8192, precision);
+            for _ in 0..8000 {
+                store.append(&[1.0; 64]);
+            }
+            assert!(store.bytes() < 8000 * 64 * precision.bytes() * 13 / 10);
+            let mut whole = ValueStore::new(64, 8192, precision);
+            whole.append(&vec![1.0; 8192 * 64]);
+            assert_eq!(whole.bytes(), 8192 * 64 * precision.bytes());
         }
-        assert!(store.bytes() < 8000 * 64 * 4 * 13 / 10);
-        let mut whole = ValueStore::new(64, 8192);
-        whole.append(&vec![1.0; 8192 * 64]);
-        assert_eq!(whole.bytes(), 8192 * 64 * 4);
+    }
+
+    #[test]
+    fn rows_are_rounded_when_they_are_stored() {
+        for precision in Precision::ALL {
+            let mut store = ValueStore::new(2, 16, precision);
+            store.append(&[0.1, -1.0 / 3.0]);
+            let expected = [0.1, -1.0 / 3.0].map(|x| precision.round(x));
+            let row = store.row(0).unwrap();
+            assert_eq!((row.precision(), store.precision()), (precision, precision));
+            assert_eq!(row.widened()[..], expected);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use hira_cache::{CacheConfig, CacheError, HiraCache};
 use hira_index::{IndexConfig, IndexError};
+use hira_kernels::{Precision, StoredVec};
 use hira_memory::{Budget, MemoryError, MemoryPolicy, Part, Tier};
 use proptest::prelude::*;
 
@@ -33,6 +34,11 @@ fn row(stamp: u64, head: usize, position: usize, dim: usize) -> Vec<f32> {
         .collect()
 }
 
+/// The same as it is stored.
+fn stored(precision: Precision, stamp: u64, head: usize, position: usize, dim: usize) -> StoredVec {
+    StoredVec::rounded(precision, &row(stamp, head, position, dim))
+}
+
 fn batch(stamp: u64, start: usize, tokens: usize, dim: usize) -> Vec<f32> {
     (0..HEADS)
         .flat_map(|head| (start..start + tokens).flat_map(move |p| row(stamp, head, p, dim)))
@@ -41,27 +47,31 @@ fn batch(stamp: u64, start: usize, tokens: usize, dim: usize) -> Vec<f32> {
 
 /// What a layer must hold: the stamp that each position was written with.
 fn assert_holds(cache: &HiraCache, layer: usize, stamps: &[u64]) {
+    let precision = cache.config().index.precision;
     let cache = cache.layer(layer).unwrap();
     assert_eq!(cache.len(), stamps.len());
     for (i, head) in cache.heads().iter().enumerate() {
         head.index().validate().unwrap();
         assert_eq!(head.values().len(), stamps.len());
         for (position, &stamp) in stamps.iter().enumerate() {
-            let key = row(stamp, i, position, DIM);
-            assert_eq!(head.index().key(position), Some(&key[..]));
-            let value = row(stamp + 1, i, position, VALUE_DIM);
-            assert_eq!(head.values().row(position), Some(&value[..]));
+            let key = stored(precision, stamp, i, position, DIM);
+            assert_eq!(head.index().key(position), Some((&key).into()));
+            let value = stored(precision, stamp + 1, i, position, VALUE_DIM);
+            assert_eq!(head.values().row(position), Some((&value).into()));
+            for (row, bound) in [(key, head.max_key_norm()), (value, head.max_value_norm())] {
+                let squares = row.as_slice().widened().iter().map(|x| x * x).sum::<f32>();
+                assert!(squares.sqrt() <= bound * 1.000_001, "{bound}");
+            }
         }
         let mut next = 5.min(stamps.len());
         for run in head.runs(5..stamps.len()) {
             assert_eq!(run.start, next);
             assert_eq!(run.keys.len(), run.len * DIM);
             assert_eq!(run.values.len(), run.len * VALUE_DIM);
-            assert_eq!(run.keys[..DIM], row(stamps[next], i, next, DIM));
-            assert_eq!(
-                run.values[..VALUE_DIM],
-                row(stamps[next] + 1, i, next, VALUE_DIM)
-            );
+            let key = stored(precision, stamps[next], i, next, DIM);
+            assert_eq!(run.keys.slice(0..DIM), key.as_slice());
+            let value = stored(precision, stamps[next] + 1, i, next, VALUE_DIM);
+            assert_eq!(run.values.slice(0..VALUE_DIM), value.as_slice());
             next += run.len;
         }
         assert_eq!(next, stamps.len());
@@ -91,8 +101,11 @@ proptest! {
     #[test]
     fn any_history_holds_what_a_naive_cache_holds(
         operations in prop::collection::vec(operation(), 1..14),
+        precision in prop::sample::select(&Precision::ALL[..]),
     ) {
-        let mut cache = HiraCache::new(config()).unwrap();
+        let mut config = config();
+        config.index.precision = precision;
+        let mut cache = HiraCache::new(config).unwrap();
         let mut naive: Vec<u64> = Vec::new();
         let mut forks: Vec<(HiraCache, Vec<u64>)> = Vec::new();
         for (step, operation) in operations.into_iter().enumerate() {
@@ -199,6 +212,55 @@ fn refused_batches_leave_the_cache_unchanged() {
         .append(0, &batch(0, 10, 40, DIM), &batch(1, 10, 40, VALUE_DIM))
         .unwrap();
     assert_holds(&cache, 0, &[0; 50]);
+}
+
+#[test]
+fn what_the_precision_cannot_hold_is_refused() {
+    let (keys, values) = (batch(0, 0, 10, DIM), batch(1, 0, 10, VALUE_DIM));
+    for (stored_in, large) in [(Precision::F16, 65_520.0), (Precision::Bf16, f32::MIN)] {
+        let mut config = config();
+        config.index.precision = stored_in;
+        let mut cache = HiraCache::new(config).unwrap();
+        cache.append(0, &keys, &values).unwrap();
+        let mut bad = keys.clone();
+        bad[10 * DIM + 2] = large;
+        match cache.append(0, &bad, &values) {
+            Err(CacheError::Keys {
+                sequence: 0,
+                head: 1,
+                source,
+            }) => assert!(matches!(
+                source,
+                IndexError::Overflow { row: 0, column: 2, precision } if precision == stored_in
+            )),
+            other => panic!("{other:?}"),
+        }
+        let mut bad = values.clone();
+        bad[10 * VALUE_DIM + 4 * VALUE_DIM + 1] = large;
+        let error = cache.append(0, &keys, &bad).unwrap_err();
+        assert!(matches!(
+            error,
+            CacheError::ValueOverflow { sequence: 0, head: 1, token: 4, column: 1, precision }
+                if precision == stored_in
+        ));
+        assert!(error.to_string().contains(stored_in.name()), "{error}");
+        assert_holds(&cache, 0, &[0; 10]);
+    }
+    // Exactly: a value whose norm is below the limit until it is rounded.
+    let mut config = config();
+    config.index.precision = Precision::Bf16;
+    let mut cache = HiraCache::new(config).unwrap();
+    let mut bad = values.clone();
+    bad[..VALUE_DIM].fill(0.0);
+    bad[0] = 2.0f32.powi(63).next_down();
+    assert!(matches!(
+        cache.append(0, &keys, &bad),
+        Err(CacheError::ValueMagnitude {
+            sequence: 0,
+            head: 0,
+            token: 0
+        })
+    ));
 }
 
 #[test]

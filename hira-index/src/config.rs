@@ -1,6 +1,6 @@
 //! How an index is laid out, and how its clusters are found.
 
-use hira_kernels::{MAX_DIM, TILE};
+use hira_kernels::{MAX_DIM, Precision, TILE};
 use serde::{Deserialize, Serialize};
 
 use crate::{BuilderConfig, IndexError, ProductConfig, UpdateConfig};
@@ -47,6 +47,9 @@ pub struct IndexConfig {
     /// Product codes of every sealed segment that is long enough for coarse levels, beside its sketch; `None` for none.
     /// Default: `None`.
     pub product: Option<ProductConfig>,
+    /// What exact keys are stored in. Keys are rounded to it when they are appended, and what is stored is the key from then on: scores,
+    /// sketches, levels and answers are those of the stored keys. Default: f32, which stores them as they are.
+    pub precision: Precision,
 }
 
 /// A uniform sample of the stored positions, kept up to date at O(1) a key.
@@ -88,6 +91,7 @@ impl Default for IndexConfig {
             background: false,
             sample: SampleConfig::default(),
             product: None,
+            precision: Precision::F32,
         }
     }
 }
@@ -155,6 +159,12 @@ impl IndexConfig {
     /// Sets [`product`](Self::product).
     pub fn with_product(mut self, product: Option<ProductConfig>) -> Self {
         self.product = product;
+        self
+    }
+
+    /// Sets [`precision`](Self::precision).
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 

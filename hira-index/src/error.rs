@@ -1,5 +1,6 @@
 //! What an index refuses, and what its validation can find.
 
+use hira_kernels::Precision;
 use thiserror::Error;
 
 /// Why an index could not be made, or why keys were not stored.
@@ -25,7 +26,17 @@ pub enum IndexError {
         /// Column within the row.
         column: usize,
     },
-    /// A row whose Euclidean norm is not below `2^63`.
+    /// A finite value that the precision of the index has no finite value for.
+    #[error("the value in row {row}, column {column} is too large for {precision}")]
+    Overflow {
+        /// Row within the batch.
+        row: usize,
+        /// Column within the row.
+        column: usize,
+        /// What keys are stored in.
+        precision: Precision,
+    },
+    /// A row whose Euclidean norm, as it would be stored, is not below `2^63`.
     #[error("the norm of row {row} is not below 2^63")]
     Magnitude {
         /// Row within the batch.

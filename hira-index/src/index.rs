@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, StoredSlice};
 
 use crate::level::Level;
 use crate::reservoir::Reservoir;
 use crate::update::{Pending, Tail, Task};
+use crate::widen::Widener;
 use crate::{Builder, IndexConfig, IndexError, IndexMemory, Segment, rows};
 
 /// Most keys of an index: positions are 32 bits wide.
@@ -42,6 +43,7 @@ pub struct HierarchicalIndex {
     reservoir: Reservoir,
     /// Builds that are under way on another thread.
     pending: Vec<Pending>,
+    widener: Widener,
 }
 
 impl HierarchicalIndex {
@@ -70,6 +72,7 @@ impl HierarchicalIndex {
             sealed: Vec::new(),
             open,
             pending: Vec::new(),
+            widener: Widener::default(),
         })
     }
 
@@ -94,17 +97,17 @@ impl HierarchicalIndex {
     ///
     /// # Errors
     ///
-    /// [`IndexError::Dimension`] if `keys` is not a whole number of rows, [`IndexError::NonFinite`] or
-    /// [`IndexError::Magnitude`] for the first row that must not be stored, [`IndexError::Full`] if there are too many.
+    /// [`IndexError::Dimension`] if `keys` is not a whole number of rows, [`IndexError::NonFinite`],
+    /// [`IndexError::Overflow`] or [`IndexError::Magnitude`] for the first row that must not be stored, [`IndexError::Full`] if there are too many.
     pub fn check(&self, keys: &[f32]) -> Result<usize, IndexError> {
-        let rows = rows::check(self.kernel, keys, self.config.dim)?;
+        let rows = rows::check(self.kernel, keys, self.config.dim, self.config.precision)?;
         if rows > MAX_LEN - self.len() {
             return Err(IndexError::Full { limit: MAX_LEN });
         }
         Ok(rows)
     }
 
-    /// Appends the rows of `keys`, all or none.
+    /// Appends the rows of `keys`, [rounded](hira_kernels::Precision::round) to [`IndexConfig::precision`], all or none.
     ///
     /// They can be searched at once. What becomes of the open segment, and when, is up to [`IndexConfig::update`]; one that reaches its
     /// full length is always sealed on the way, so a long batch may seal several. A builder that fails loses nothing and is no reason to
@@ -144,13 +147,15 @@ impl HierarchicalIndex {
                 open.append_last(batch);
                 self.build();
             } else {
-                open.append(self.kernel, batch, self.config.segment_len);
+                let segment_len = self.config.segment_len;
+                open.append(self.kernel, batch, segment_len, &mut self.widener);
                 if due {
                     self.build_in_background(full);
                 }
             }
             rest = later;
         }
+        self.widener.shrink(dim);
         self.reservoir.extend_to(self.len());
         Ok(())
     }
@@ -304,12 +309,12 @@ impl HierarchicalIndex {
         }
     }
 
-    /// The key at `position`.
+    /// The key at `position`, as it is stored.
     ///
     /// # Complexity
     ///
     /// O(log segments).
-    pub fn key(&self, position: usize) -> Option<&[f32]> {
+    pub fn key(&self, position: usize) -> Option<StoredSlice<'_>> {
         let next = self
             .sealed
             .partition_point(|segment| segment.start() + segment.len() <= position);
@@ -361,6 +366,7 @@ impl HierarchicalIndex {
     pub fn memory_usage(&self) -> IndexMemory {
         let mut memory = IndexMemory {
             levels: vec![0; self.config.num_levels.saturating_sub(1)],
+            keys: self.widener.bytes(),
             sample: self.reservoir.memory_usage(),
             ..IndexMemory::default()
         };
@@ -405,11 +411,10 @@ impl HierarchicalIndex {
             .map_or_else(|| vec![0.0; self.config.dim], |last| last.centre().to_vec());
         let mut open = Segment::open(start, &self.config, centre);
         if let Some(cut) = cut {
-            open.append(
-                self.kernel,
-                &cut.keys()[..(len - start) * self.config.dim],
-                self.config.segment_len,
-            );
+            let kept = cut.keys().slice(0..(len - start) * self.config.dim);
+            let segment_len = self.config.segment_len;
+            open.append_stored(self.kernel, kept, segment_len, &mut self.widener);
+            self.widener.shrink(self.config.dim);
         }
         self.open = Arc::new(open);
         // Nobody waits for what is built of keys that are forgotten.

@@ -1,7 +1,7 @@
 //! The hierarchical key index: what is known about the keys of one attention head, from the exact rows up.
 //!
-//! A [`HierarchicalIndex`] is a list of sealed [`Segment`]s and one open segment. Every segment keeps its keys exactly,
-//! in the order in which they came; a *sketch* of them (one byte a dimension, with a proven residual norm); and, once
+//! A [`HierarchicalIndex`] is a list of sealed [`Segment`]s and one open segment. Every segment keeps its keys exactly, as `f32` or
+//! rounded once to [`IndexConfig::precision`] (what is stored is the key, to everything here and above), in the order in which they came; a *sketch* of them (one byte a dimension, with a proven residual norm); and, once
 //! it is sealed, coarse [`Level`]s of clusters with an outward-rounded ball and box. Level 0 is the coarsest.
 //!
 //! What divides keys into clusters is a [`Builder`]: [`KMeansBuilder`], [`RandomizedBuilder`], [`KdTreeBuilder`], [`ChunkBuilder`] or
@@ -19,7 +19,7 @@
 //! let mut index = HierarchicalIndex::new(IndexConfig::new(2))?;
 //! index.append(&[1.0, 0.0, 0.0, 1.0, 1.0, 1.0])?; // three keys, searchable at once
 //! assert_eq!(index.len(), 3);
-//! assert_eq!(index.key(1), Some(&[0.0, 1.0][..]));
+//! assert_eq!(index.key(1), Some((&[0.0, 1.0]).into()));
 //!
 //! let refused = index.append(&[1.0, f32::NAN]).unwrap_err();
 //! assert_eq!(refused.to_string(), "the value in row 0, column 1 is not finite");
@@ -43,6 +43,7 @@ mod segment;
 mod sketch;
 mod update;
 mod validate;
+mod widen;
 
 #[cfg(feature = "burn")]
 pub mod burn;

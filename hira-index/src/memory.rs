@@ -5,7 +5,7 @@ use std::fmt;
 /// Bytes that an index has allocated, by part. Memory that is shared with a fork counts in each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexMemory {
-    /// The exact keys.
+    /// The exact keys, and room to widen those of an append if they are stored in 16 bits.
     pub keys: usize,
     /// The sketch: codes and parameters of the tiles, their norms, the segment centres, and the order of the slots.
     pub sketch: usize,

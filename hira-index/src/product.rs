@@ -1,6 +1,6 @@
 //! Product quantisation of a sealed segment: codebooks by a short k-means per subvector, and the codes of its keys.
 
-use hira_kernels::{Kernel, MAX_SUBVECTORS, ProductShape, ProductView, TILE};
+use hira_kernels::{Kernel, MAX_SUBVECTORS, Precision, ProductShape, ProductView, TILE};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -159,8 +159,8 @@ impl ProductQuantizationBuilder {
         if centre.is_empty() {
             return Err(IndexError::ZeroDimension);
         }
-        rows::check(kernel, centre, centre.len())?;
-        let len = rows::check(kernel, keys, centre.len())?;
+        rows::check(kernel, centre, centre.len(), Precision::F32)?;
+        let len = rows::check(kernel, keys, centre.len(), Precision::F32)?;
         if let Some(order) = order
             && (order.len() != len || order.iter().any(|&row| row as usize >= len))
         {

@@ -1,14 +1,19 @@
 //! Rows of keys: what may be stored, and their mean.
 
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, Precision};
 
 use crate::IndexError;
 
 /// `2^126`, the square of the norm that no row may reach.
 const MAX_SQUARE: f64 = (1u128 << 126) as f64;
 
-/// How many rows of `dim` values `keys` holds, if all of them may be stored.
-pub(crate) fn check(kernel: Kernel, keys: &[f32], dim: usize) -> Result<usize, IndexError> {
+/// How many rows of `dim` values `keys` holds, if all of them may be stored in `precision`.
+pub(crate) fn check(
+    kernel: Kernel,
+    keys: &[f32],
+    dim: usize,
+    precision: Precision,
+) -> Result<usize, IndexError> {
     if !keys.len().is_multiple_of(dim) {
         return Err(IndexError::Dimension {
             expected: dim,
@@ -17,9 +22,9 @@ pub(crate) fn check(kernel: Kernel, keys: &[f32], dim: usize) -> Result<usize, I
     }
     let rows = keys.len() / dim;
     // From the first doubtful row on, the answer is worked out exactly.
-    let fine = kernel.rows_below(keys, dim, CLEARLY_FINE);
+    let fine = kernel.rows_below(keys, dim, CLEARLY_FINE, precision);
     for row in fine..rows {
-        check_row(&keys[row * dim..][..dim], row)?;
+        check_row(&keys[row * dim..][..dim], row, precision)?;
     }
     Ok(rows)
 }
@@ -31,11 +36,22 @@ pub(crate) fn check(kernel: Kernel, keys: &[f32], dim: usize) -> Result<usize, I
 /// `2^-126` each.
 const CLEARLY_FINE: f32 = (1u128 << 125) as f32;
 
-fn check_row(key: &[f32], row: usize) -> Result<(), IndexError> {
-    if let Some(column) = key.iter().position(|x| !x.is_finite()) {
-        return Err(IndexError::NonFinite { row, column });
+fn check_row(key: &[f32], row: usize, precision: Precision) -> Result<(), IndexError> {
+    let mut square = 0.0f64;
+    for (column, &x) in key.iter().enumerate() {
+        if !x.is_finite() {
+            return Err(IndexError::NonFinite { row, column });
+        }
+        let stored = f64::from(precision.round(x));
+        if stored.is_infinite() {
+            return Err(IndexError::Overflow {
+                row,
+                column,
+                precision,
+            });
+        }
+        square += stored * stored;
     }
-    let square: f64 = key.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
     if square >= MAX_SQUARE {
         Err(IndexError::Magnitude { row })
     } else {
@@ -131,6 +147,40 @@ pub(crate) fn round_up(value: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check(kernel: Kernel, keys: &[f32], dim: usize) -> Result<usize, IndexError> {
+        super::check(kernel, keys, dim, Precision::F32)
+    }
+
+    #[test]
+    fn rows_are_checked_as_they_will_be_stored() {
+        let check = |keys: &[f32], precision| super::check(Kernel::best(), keys, 1, precision);
+        let overflow = |row, precision| {
+            Err(IndexError::Overflow {
+                row,
+                column: 0,
+                precision,
+            })
+        };
+        assert_eq!(check(&[65_519.9, -65_519.9], Precision::F16), Ok(2));
+        let large = [1.0, -65_520.0, f32::NAN];
+        assert_eq!(check(&large, Precision::F16), overflow(1, Precision::F16));
+        assert_eq!(
+            check(&large, Precision::Bf16),
+            Err(IndexError::NonFinite { row: 2, column: 0 })
+        );
+        assert_eq!(
+            check(&[f32::MAX], Precision::Bf16),
+            overflow(0, Precision::Bf16)
+        );
+        // The norm is that of what is stored: 2^63 here, and below it.
+        let limit = 2.0f32.powi(63);
+        assert_eq!(
+            check(&[limit.next_down()], Precision::Bf16),
+            Err(IndexError::Magnitude { row: 0 })
+        );
+        assert_eq!(check(&[limit * 0.998], Precision::Bf16), Ok(1));
+    }
 
     #[test]
     fn rows_are_counted() {

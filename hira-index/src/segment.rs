@@ -1,13 +1,16 @@
 //! A run of consecutive keys with everything that is known about them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
-use hira_kernels::{Kernel, ProductView, SketchView, TILE};
+use hira_kernels::{Kernel, ProductView, SketchView, StoredSlice, StoredVec, TILE};
 
 use crate::level::Level;
-use crate::sketch::{Sketch, reserve};
+use crate::sketch::{Sketch, growth};
 use crate::update::Insertion;
+use crate::widen::Widener;
 use crate::{
     BuildInput, Builder, IndexConfig, IndexError, ProductCodes, build_checked, memory, rows,
 };
@@ -28,7 +31,7 @@ use crate::{
 /// index.seal();
 /// let segment = index.segments().next().expect("four keys are stored");
 /// assert!(segment.is_sealed());
-/// assert_eq!(segment.keys(), [0.0, 9.0, 1.0, 8.0]);
+/// assert_eq!(segment.keys(), (&[0.0, 9.0, 1.0, 8.0]).into());
 /// // Two clusters of two keys, near to each other: slots 0 and 1, slots 2 and 3.
 /// let first = [segment.position_of_slot(0), segment.position_of_slot(1)];
 /// assert!(first == [0, 2] || first == [1, 3]);
@@ -38,7 +41,7 @@ use crate::{
 pub struct Segment {
     start: usize,
     dim: usize,
-    keys: Vec<f32>,
+    keys: StoredVec,
     centre: Vec<f32>,
     sketch: Option<Sketch>,
     product: Option<ProductCodes>,
@@ -77,9 +80,9 @@ impl Segment {
         self.keys.is_empty()
     }
 
-    /// The exact keys, `len() * dim` values, in the order in which they were appended.
-    pub fn keys(&self) -> &[f32] {
-        &self.keys
+    /// The exact keys, `len() * dim` values as they are stored, in the order in which they were appended.
+    pub fn keys(&self) -> StoredSlice<'_> {
+        self.keys.as_slice()
     }
 
     /// The quantised keys in slot order; `None` in an index of no levels.
@@ -210,7 +213,7 @@ impl Segment {
         Self {
             start,
             dim: config.dim,
-            keys: Vec::new(),
+            keys: StoredVec::new(config.precision),
             centre,
             sketch: (config.num_levels > 0).then(|| Sketch::new(config.dim)),
             product: None,
@@ -223,14 +226,14 @@ impl Segment {
     }
 
     /// A segment of checked rows, without a sketch: only [`seal`](Self::seal) may follow.
-    pub(crate) fn of_keys(start: usize, config: &IndexConfig, keys: Vec<f32>) -> Self {
+    pub(crate) fn of_keys(start: usize, config: &IndexConfig, keys: StoredVec) -> Self {
         Self {
             keys,
             ..Self::open(start, config, Vec::new())
         }
     }
 
-    pub(crate) fn into_keys(self) -> Vec<f32> {
+    pub(crate) fn into_keys(self) -> StoredVec {
         self.keys
     }
 
@@ -239,69 +242,127 @@ impl Segment {
         self.state = State::Closed;
     }
 
-    /// Appends checked rows and sketches them. The segment stays open and will hold at most `limit` keys.
-    pub(crate) fn append(&mut self, kernel: Kernel, keys: &[f32], limit: usize) {
-        if self.is_empty() && keys.len() / self.dim >= TILE {
-            self.centre = rows::mean_of(kernel, keys, self.dim);
+    /// Appends checked rows, rounded, and sketches them. The segment stays open and will hold at most `limit` keys.
+    pub(crate) fn append(
+        &mut self,
+        kernel: Kernel,
+        keys: &[f32],
+        limit: usize,
+        widener: &mut Widener,
+    ) {
+        let first = self.keys.len();
+        self.reserve(keys.len(), limit);
+        self.keys.extend_rounded(keys);
+        self.sketch_from(first, kernel, limit, widener);
+    }
+
+    /// The same for rows that another segment stores: they are copied.
+    pub(crate) fn append_stored(
+        &mut self,
+        kernel: Kernel,
+        keys: StoredSlice<'_>,
+        limit: usize,
+        widener: &mut Widener,
+    ) {
+        let first = self.keys.len();
+        self.reserve(keys.len(), limit);
+        self.keys.extend(keys);
+        self.sketch_from(first, kernel, limit, widener);
+    }
+
+    /// Appends rows, rounded, of a segment that is built at once, which sketches them.
+    pub(crate) fn append_last(&mut self, keys: &[f32]) {
+        self.reserve(keys.len(), self.len() + keys.len() / self.dim);
+        self.keys.extend_rounded(keys);
+    }
+
+    /// Makes room for `added` values more; `limit` is the most keys that will ever be stored.
+    fn reserve(&mut self, added: usize, limit: usize) {
+        let needed = self.keys.len() + added;
+        let (least, most) = (TILE * self.dim, limit * self.dim);
+        let capacity = growth(self.keys.capacity(), needed, least, most);
+        self.keys.reserve_exact(capacity - self.keys.len());
+    }
+
+    /// Sketches the rows from value `first` on, which were just appended.
+    fn sketch_from(&mut self, first: usize, kernel: Kernel, limit: usize, widener: &mut Widener) {
+        let added = self.keys.as_slice().slice(first..self.keys.len());
+        let centres = first == 0 && added.len() / self.dim >= TILE;
+        if self.sketch.is_none() && !centres {
+            return;
+        }
+        let added = widener.widen(added);
+        if centres {
+            self.centre = rows::mean_of(kernel, added, self.dim);
         }
         if let Some(sketch) = &mut self.sketch {
-            sketch.append(kernel, keys, &self.centre, limit);
+            sketch.append(kernel, added, &self.centre, limit);
         }
-        self.append_keys(keys, limit);
-    }
-
-    /// Appends rows of a segment that is built at once, which sketches them.
-    pub(crate) fn append_last(&mut self, keys: &[f32]) {
-        self.append_keys(keys, self.len() + keys.len() / self.dim);
-    }
-
-    fn append_keys(&mut self, keys: &[f32], limit: usize) {
-        let len = self.keys.len() + keys.len();
-        reserve(&mut self.keys, len, TILE * self.dim, limit * self.dim);
-        self.keys.extend_from_slice(keys);
     }
 
     /// Completes the segment: clusters its keys, orders the slots by cluster and sketches them about their mean.
     ///
     /// If the builder fails, the segment has no coarse levels and keeps the reason.
     pub(crate) fn seal(&mut self, kernel: Kernel, config: &IndexConfig, builder: &dyn Builder) {
-        let levels = config.coarse_levels(self.len());
+        let keys = self.take_keys();
+        let wide = keys.as_slice().widened();
+        let levels = config.coarse_levels(wide.len() / self.dim);
         if levels > 0 {
             let branching = config.branching_factor;
-            let input = BuildInput::new(&self.keys, self.dim, kernel, levels, branching);
+            let input = BuildInput::new(&wide, self.dim, kernel, levels, branching);
             match build_checked(builder, &input) {
                 Ok(hierarchy) => {
-                    self.levels = Level::all(&self.keys, self.dim, &hierarchy);
+                    self.levels = Level::all(&wide, self.dim, &hierarchy);
                     self.order = Some(hierarchy.into_order());
                 }
                 Err(error) => self.build_error = Some(error),
             }
         }
-        self.finish(kernel, config);
+        self.finish(kernel, config, &wide);
+        drop(wide);
+        self.keys = keys;
+    }
+
+    /// The keys, without spare room; whoever takes them puts them back.
+    fn take_keys(&mut self) -> StoredVec {
+        let empty = StoredVec::new(self.keys.precision());
+        let mut keys = std::mem::replace(&mut self.keys, empty);
+        keys.shrink_to_fit();
+        keys
     }
 
     /// The segment with further keys in its clusters; it has levels.
-    pub(crate) fn joined(&self, kernel: Kernel, config: &IndexConfig, added: &[f32]) -> Self {
-        let keys = [&self.keys, added].concat();
-        let (levels, order) = Insertion::run(kernel, config, self, &keys);
-        let mut joined = Self::of_keys(self.start, config, keys);
+    pub(crate) fn joined(
+        &self,
+        kernel: Kernel,
+        config: &IndexConfig,
+        others: &[Arc<Segment>],
+    ) -> Self {
+        let keys = keys_of(
+            [self]
+                .into_iter()
+                .chain(others.iter().map(|other| &**other)),
+        );
+        let wide = keys.as_slice().widened();
+        let (levels, order) = Insertion::run(kernel, config, self, &wide);
+        let mut joined = Self::of_keys(self.start, config, StoredVec::new(config.precision));
         joined.levels = levels;
         joined.order = Some(order);
         joined.updates = self.updates + 1;
-        joined.finish(kernel, config);
-        joined
+        joined.finish(kernel, config, &wide);
+        drop(wide);
+        Self { keys, ..joined }
     }
 
-    /// What follows once the order of the slots is known.
-    fn finish(&mut self, kernel: Kernel, config: &IndexConfig) {
-        self.keys.shrink_to_fit();
-        self.centre = rows::mean_of(kernel, &self.keys, self.dim);
-        self.sketch = (config.num_levels > 0)
-            .then(|| sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref()));
+    /// What follows once the order of the slots is known; `keys` are the segment's in `f32`.
+    fn finish(&mut self, kernel: Kernel, config: &IndexConfig, keys: &[f32]) {
+        self.centre = rows::mean_of(kernel, keys, self.dim);
         let order = self.order.as_deref();
+        self.sketch =
+            (config.num_levels > 0).then(|| sketch_in_order(kernel, keys, &self.centre, order));
         self.product = config
-            .product_of(self.len())
-            .map(|product| ProductCodes::new(kernel, product, &self.keys, &self.centre, order));
+            .product_of(keys.len() / self.dim)
+            .map(|product| ProductCodes::new(kernel, product, keys, &self.centre, order));
         self.state = State::Sealed;
     }
 
@@ -311,20 +372,31 @@ impl Segment {
         if let Some(sketch) = &mut self.sketch {
             // The last tile is written again: its norm and its unused slots must not remember dropped keys.
             let kept = sketch.truncate_to_tile(len);
-            sketch.append(kernel, &self.keys[kept * self.dim..], &self.centre, len);
+            let last = self.keys.as_slice().slice(kept * self.dim..len * self.dim);
+            sketch.append(kernel, &last.widened(), &self.centre, len);
         }
     }
 
     /// What the sketch has to be, made anew from the keys.
     pub(crate) fn sketch_again(&self, kernel: Kernel) -> Sketch {
-        sketch_in_order(kernel, &self.keys, &self.centre, self.order.as_deref())
+        sketch_in_order(
+            kernel,
+            &self.wide_keys(),
+            &self.centre,
+            self.order.as_deref(),
+        )
     }
 
     /// What the product codes have to be, made anew from the keys and the same codebooks.
     pub(crate) fn product_again(&self, kernel: Kernel) -> Option<ProductCodes> {
         let order = self.order.as_deref();
         let product = self.product.as_ref()?;
-        Some(product.again(kernel, &self.keys, &self.centre, order))
+        Some(product.again(kernel, &self.wide_keys(), &self.centre, order))
+    }
+
+    /// The keys in `f32`.
+    pub(crate) fn wide_keys(&self) -> Cow<'_, [f32]> {
+        self.keys.as_slice().widened()
     }
 
     pub(crate) fn product_bytes(&self) -> usize {
@@ -332,7 +404,7 @@ impl Segment {
     }
 
     pub(crate) fn key_bytes(&self) -> usize {
-        memory::bytes(&self.keys)
+        self.keys.bytes()
     }
 
     pub(crate) fn sketch_bytes(&self) -> usize {
@@ -340,6 +412,17 @@ impl Segment {
             + self.order.as_ref().map_or(0, memory::bytes)
             + memory::bytes(&self.centre)
     }
+}
+
+/// The keys of segments that follow each other, bit for bit.
+pub(crate) fn keys_of<'a>(segments: impl Iterator<Item = &'a Segment> + Clone) -> StoredVec {
+    let precision = segments.clone().next().map(|first| first.keys.precision());
+    let len = segments.clone().map(|segment| segment.keys.len()).sum();
+    let mut keys = StoredVec::with_capacity(precision.unwrap_or_default(), len);
+    for segment in segments {
+        keys.extend(segment.keys());
+    }
+    keys
 }
 
 /// Sketches `keys` in the order given (their own if `None`), a tile at a time.
@@ -393,9 +476,21 @@ mod tests {
             .map(|i| scale * (i as f32 * 0.77).sin())
             .collect();
         let mut segment = Segment::open(0, &config, vec![0.0; 3]);
-        segment.append(Kernel::best(), &keys, config.segment_len);
+        segment.append(
+            Kernel::best(),
+            &keys,
+            config.segment_len,
+            &mut Widener::default(),
+        );
         segment.seal(Kernel::best(), &config, &KMeansBuilder::default());
         (segment, config)
+    }
+
+    /// The keys of a segment, each value moved by what `by` says.
+    fn moved(segment: &Segment, by: impl Fn(usize) -> f32) -> StoredVec {
+        let keys = segment.wide_keys();
+        let keys: Vec<f32> = keys.iter().enumerate().map(|(i, x)| x + by(i)).collect();
+        StoredVec::F32(keys)
     }
 
     /// What validation says of a segment after `damage`.
@@ -413,7 +508,7 @@ mod tests {
             Err("slots are a permutation of positions")
         );
         assert_eq!(
-            found(|segment| segment.keys[7] += 1.0),
+            found(|segment| segment.keys = moved(segment, |i| if i == 7 { 1.0 } else { 0.0 })),
             Err("the sketch is what its keys give")
         );
         assert_eq!(
@@ -442,7 +537,7 @@ mod tests {
         // Levels of keys that have since moved away: the sketch is made anew, the levels are not.
         let moved = |by: f32| {
             found(|segment| {
-                segment.keys.iter_mut().for_each(|x| *x += by);
+                segment.keys = self::moved(segment, |_| by);
                 segment.sketch = Some(segment.sketch_again(Kernel::best()));
                 segment.product = segment.product_again(Kernel::best());
             })

@@ -74,13 +74,20 @@ impl Sketch {
 ///
 /// Each element is then copied four times on average however small the appends are, and at most a quarter of the
 /// memory is unused, where doubling would leave half.
-pub(crate) fn reserve<T>(values: &mut Vec<T>, needed: usize, least: usize, most: usize) {
-    let capacity = values.capacity();
-    if needed > capacity {
-        let target = (capacity + capacity / 4).max(least).min(most).max(needed);
-        values.reserve_exact(target - values.len());
+fn reserve<T>(values: &mut Vec<T>, needed: usize, least: usize, most: usize) {
+    let capacity = growth(values.capacity(), needed, least, most);
+    if capacity > values.capacity() {
+        values.reserve_exact(capacity - values.len());
         prefer_large_pages(values);
     }
+}
+
+/// The capacity that follows `capacity` when `needed` elements have to fit, as [`reserve`] says.
+pub(crate) fn growth(capacity: usize, needed: usize, least: usize, most: usize) -> usize {
+    if needed <= capacity {
+        return capacity;
+    }
+    (capacity + capacity / 4).max(least).min(most).max(needed)
 }
 
 #[cfg(test)]

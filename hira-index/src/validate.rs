@@ -1,7 +1,9 @@
 //! The invariants of an index, checked from the outside in. For tests and for whoever suspects a bug: it takes far
 //! longer than anything else here.
 
-use hira_kernels::{Kernel, ProductTables, QueryGroup, SegmentOffsets, TILE, tile_lines};
+use hira_kernels::{
+    Kernel, ProductTables, QueryGroup, SegmentOffsets, StoredSlice, TILE, tile_lines,
+};
 
 use crate::reservoir::Reservoir;
 use crate::rows;
@@ -46,7 +48,10 @@ impl HierarchicalIndex {
             if segment.is_building() && !self.is_pending(i) {
                 return Err(broken("what is not built is being built"));
             }
-            self.check(segment.keys())
+            if segment.keys().precision() != self.config().precision {
+                return Err(broken("its keys are stored as the configuration says"));
+            }
+            self.check(&segment.wide_keys())
                 .map_err(|_| broken("its keys may be stored"))?;
             segment
                 .validate(self.kernel(), self.config())
@@ -124,9 +129,10 @@ impl Segment {
         self.validate_levels(kernel)
     }
 
-    fn slot_key(&self, slot: u32) -> &[f32] {
+    fn slot_key(&self, slot: u32) -> StoredSlice<'_> {
         let dim = self.centre().len();
-        &self.keys()[self.position_of_slot(slot) as usize * dim..][..dim]
+        let first = self.position_of_slot(slot) as usize * dim;
+        self.keys().slice(first..first + dim)
     }
 
     fn validate_sketch(&self, kernel: Kernel) -> Result<(), &'static str> {
@@ -156,8 +162,9 @@ impl Segment {
         let Some(last) = self.len().checked_sub(1) else {
             return Ok(());
         };
-        let mut queries = self.keys()[..dim].to_vec();
-        queries.extend(self.keys()[last * dim..].iter().map(|x| -x));
+        let keys = self.wide_keys();
+        let mut queries = keys[..dim].to_vec();
+        queries.extend(keys[last * dim..].iter().map(|x| -x));
         let mut group = QueryGroup::new();
         group.prepare(kernel, &queries, dim);
         let mut offsets = SegmentOffsets::default();
@@ -190,7 +197,7 @@ impl Segment {
             "the product codes are what the keys give",
         )?;
         let mut group = QueryGroup::new();
-        group.prepare(kernel, self.slot_key(0), self.centre().len());
+        group.prepare(kernel, &self.slot_key(0).widened(), self.centre().len());
         let mut tables = ProductTables::new();
         tables.prepare(kernel, &group, product, self.centre());
         let mut bounds = vec![0.0; product.tiles()];
@@ -223,12 +230,12 @@ impl Segment {
                 let end = ends[children.end as usize - 1];
                 level_ends.push(end);
 
-                let query = self.slot_key(first);
+                let query = &*self.slot_key(first).widened();
                 let norm = rows::round_up(rows::norm_up(query));
                 let bound = level.upper_bound(kernel, i, query, norm);
                 let (mut lo, mut hi) = (query.to_vec(), query.to_vec());
                 for slot in first..end {
-                    let key = self.slot_key(slot);
+                    let key = &*self.slot_key(slot).widened();
                     rows::extend_box(&mut lo, &mut hi, key);
                     let distances = key
                         .iter()

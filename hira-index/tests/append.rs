@@ -2,9 +2,12 @@
 
 mod common;
 
-use common::{KINDS, Kind, bits, builder, dim, keys, kind, small_config, stored, update};
+use common::{
+    KINDS, Kind, bits, builder, dim, fitting, keys, kind, precision, rounded, small_config, stored,
+    update,
+};
 use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, Precision};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -40,8 +43,7 @@ fn assert_holds(index: &HierarchicalIndex, expected: &[f32]) {
     assert_eq!(index.key(index.len()), None);
     let joined: Vec<f32> = index
         .segments()
-        .flat_map(|segment| segment.keys())
-        .copied()
+        .flat_map(|segment| segment.keys().widened().into_owned())
         .collect();
     assert_eq!(bits(&joined), bits(expected));
 }
@@ -64,6 +66,7 @@ proptest! {
         update in update(),
         background in any::<bool>(),
         product in prop_oneof![Just(None), (1usize..20, any::<bool>()).prop_map(Some)],
+        precision in precision(),
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 1..12),
     ) {
@@ -74,6 +77,7 @@ proptest! {
             .with_builder(builder)
             .with_update(update)
             .with_background(background)
+            .with_precision(precision)
             .with_product(product.map(|(subvectors, wide)| {
                 let bits = if wide { 8 } else { 4 };
                 ProductConfig::default().with_subvectors(subvectors).with_bits(bits)
@@ -85,8 +89,9 @@ proptest! {
             match step {
                 Step::Append(rows) => {
                     let batch = keys(kind, rows, dim, seed.wrapping_add(i as u64));
+                    let batch = fitting(precision, batch);
                     index.append(&batch).unwrap();
-                    expected.extend(batch);
+                    expected.extend(rounded(precision, &batch));
                 }
                 Step::Seal => index.seal(),
                 Step::Truncate(share) => {
@@ -193,6 +198,34 @@ fn every_kernel_stores_the_same_bits() {
     }
 }
 
+/// An index of a narrow precision is the index of the rounded keys in `f32`, in everything but the bytes of its keys.
+#[test]
+fn the_index_is_that_of_the_stored_keys() {
+    for precision in [Precision::F16, Precision::Bf16] {
+        for dim in [1, 3, 16, 64, 80] {
+            let config = small_config(dim).with_precision(precision);
+            let mut narrow = HierarchicalIndex::new(config).unwrap();
+            let mut wide = HierarchicalIndex::new(small_config(dim)).unwrap();
+            let batch = keys(Kind::Offset, 230, dim, 9);
+            for rows in [0..1, 1..40, 40..200, 200..230] {
+                let rows = &batch[rows.start * dim..rows.end * dim];
+                narrow.append(rows).unwrap();
+                wide.append(&rounded(precision, rows)).unwrap();
+            }
+            narrow.truncate(221);
+            wide.truncate(221);
+            assert_eq!(bits(&stored(&narrow)), bits(&stored(&wide)));
+            assert_eq!(narrow.dump(), wide.dump());
+            for (a, b) in narrow.segments().zip(wide.segments()) {
+                assert_eq!(a.keys().precision(), precision);
+                assert_eq!(bits(a.centre()), bits(b.centre()));
+                assert_eq!(a.sketch().unwrap().lines, b.sketch().unwrap().lines);
+                assert_eq!(a.sketch().unwrap().norms, b.sketch().unwrap().norms);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_fork_shares_its_sealed_segments() {
     let mut index = HierarchicalIndex::new(small_config(3)).unwrap();
@@ -202,7 +235,7 @@ fn a_fork_shares_its_sealed_segments() {
     let shared: Vec<bool> = index
         .segments()
         .zip(fork.segments())
-        .map(|(a, b)| std::ptr::eq(a.keys(), b.keys()))
+        .map(|(a, b)| std::ptr::eq(a.centre(), b.centre()))
         .collect();
     assert_eq!(shared[..2], [true, true]);
     assert!(!shared[2]);

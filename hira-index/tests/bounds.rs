@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Kind, dim, keys, kind, small_config};
+use common::{Kind, dim, fitting, keys, kind, precision, small_config};
 use hira_index::{HierarchicalIndex, Segment};
 use hira_kernels::Kernel;
 use proptest::prelude::*;
@@ -65,17 +65,21 @@ proptest! {
         len in 1usize..130,
         num_levels in 2usize..=4,
         branching_factor in 2usize..=16,
+        precision in precision(),
         seed in any::<u64>(),
     ) {
-        let config = small_config(dim).with_num_levels(num_levels).with_branching_factor(branching_factor);
+        let config = small_config(dim)
+            .with_num_levels(num_levels)
+            .with_branching_factor(branching_factor)
+            .with_precision(precision);
         let mut index = HierarchicalIndex::new(config).unwrap();
-        index.append(&keys(stored, len, dim, seed)).unwrap();
+        index.append(&fitting(precision, keys(stored, len, dim, seed))).unwrap();
         index.seal();
         for query in keys(asked, 3, dim, !seed).chunks(dim) {
             assert_bounds(&index, query);
         }
         // A query along a key has the largest scores that there are.
-        assert_bounds(&index, index.key(len / 2).unwrap());
+        assert_bounds(&index, &index.key(len / 2).unwrap().widened());
     }
 }
 

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Kind, keys, small_config};
 use hira_index::{HierarchicalIndex, IndexConfig, IndexMemory, ProductConfig, Segment};
+use hira_kernels::Precision;
 
 /// Bytes of the contents of an index, computed from what its segments show.
 fn contents(index: &HierarchicalIndex) -> IndexMemory {
@@ -16,7 +17,7 @@ fn contents(index: &HierarchicalIndex) -> IndexMemory {
     };
     let vector = index.dim() * 4;
     for segment in index.segments() {
-        memory.keys += segment.keys().len() * 4;
+        memory.keys += segment.keys().len() * index.config().precision.bytes();
         memory.sketch += sketch_bytes(segment) + vector;
         memory.product += segment.product().map_or(0, |product| {
             product.codes.len() + 4 * (product.entries.len() + product.levels.len())
@@ -87,10 +88,32 @@ fn an_open_segment_has_little_spare() {
 
 #[test]
 fn a_batch_is_stored_without_spare() {
-    let mut index = HierarchicalIndex::new(IndexConfig::new(64)).unwrap();
-    index.append(&keys(Kind::Offset, 1000, 64, 1)).unwrap();
-    assert_eq!(index.memory_usage(), contents(&index));
-    assert_eq!(index.memory_usage().keys, 1000 * 64 * 4);
+    for precision in Precision::ALL {
+        let config = IndexConfig::new(64).with_precision(precision);
+        let mut index = HierarchicalIndex::new(config).unwrap();
+        index.append(&keys(Kind::Offset, 1000, 64, 1)).unwrap();
+        assert_eq!(index.memory_usage(), contents(&index));
+        assert_eq!(index.memory_usage().keys, 1000 * 64 * precision.bytes());
+    }
+}
+
+#[test]
+fn narrow_keys_have_little_spare() {
+    let dim = 64;
+    let config = IndexConfig::new(dim).with_precision(Precision::Bf16);
+    let mut index = HierarchicalIndex::new(config).unwrap();
+    for key in keys(Kind::Offset, 8191, dim, 1).chunks(dim) {
+        index.append(key).unwrap();
+    }
+    let (used, needed) = (index.memory_usage().total(), contents(&index).total());
+    assert!(used >= needed && used as f64 <= 1.3 * needed as f64);
+    index.seal();
+    // What widened the last key.
+    let spare = dim * 4;
+    assert_eq!(
+        index.memory_usage().total(),
+        contents(&index).total() + spare
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ use hira_index::{
     BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, IndexError,
     KMeansBuilder, ProductConfig, RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
+use hira_kernels::Precision;
 use serde::Deserialize;
 use serde::de::value::{Error, MapDeserializer};
 
@@ -60,6 +61,33 @@ fn a_refused_batch_changes_nothing() {
     index.append(&[]).unwrap();
     index.append(&good).unwrap();
     assert_eq!(index.len(), 300);
+}
+
+#[test]
+fn what_a_precision_cannot_hold_is_refused_before_anything_is_stored() {
+    let dim = 5;
+    for (precision, value) in [(Precision::F16, -65_520.0), (Precision::Bf16, f32::MAX)] {
+        let config = small_config(dim).with_precision(precision);
+        let mut index = HierarchicalIndex::new(config).unwrap();
+        index.append(&keys(Kind::Offset, 100, dim, 1)).unwrap();
+        let (before, dump) = (stored(&index), index.to_string());
+        let mut batch = keys(Kind::Offset, 200, dim, 2);
+        batch[170 * dim + 4] = value;
+        let error = IndexError::Overflow {
+            row: 170,
+            column: 4,
+            precision,
+        };
+        assert_eq!(index.check(&batch), Err(error));
+        assert_eq!(index.append(&batch), Err(error));
+        assert_eq!(
+            error.to_string(),
+            format!("the value in row 170, column 4 is too large for {precision}")
+        );
+        assert_eq!(bits(&stored(&index)), bits(&before));
+        assert_eq!(index.to_string(), dump);
+        index.validate().unwrap();
+    }
 }
 
 #[test]
@@ -224,4 +252,12 @@ fn configurations_have_defaults_and_no_unknown_keys() {
     };
     assert_eq!(builder("k_means"), Ok(BuilderConfig::default()));
     assert_eq!(builder("chunk"), Ok(BuilderConfig::Chunk));
+    let precision = |name: &'static str| {
+        Precision::deserialize(serde::de::value::StrDeserializer::<Error>::new(name))
+    };
+    for known in Precision::ALL {
+        assert_eq!(precision(known.name()), Ok(known));
+    }
+    let unknown = precision("fp16").unwrap_err().to_string();
+    assert!(unknown.contains("`fp16`") && unknown.contains("`bf16`"));
 }

@@ -7,11 +7,11 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hira_kernels::dense::{DenseScratch, DenseShape, KeyRun, QueryBlock, RowStrides};
-use hira_kernels::{Kernel, SoftmaxState};
+use hira_kernels::{Kernel, Precision, SoftmaxState, StoredSlice, StoredVec};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Bytes of keys, and of values: with both, four times what the last cache of a server core holds.
+/// Bytes of keys, and of values, in `f32`: with both, four times what the last cache of a server core holds, twice in 16 bits.
 const COLD_BYTES: usize = 64 << 20;
 
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -53,58 +53,71 @@ fn check(found: &[f32], query: &[f32], keys: &[f32], values: &[f32], scale: f32)
 }
 
 /// Reads one value of every cache line.
-fn read(values: &[f32]) -> u32 {
-    values
-        .iter()
-        .step_by(16)
-        .fold(0, |bits, value| bits ^ value.to_bits())
+fn read(values: StoredSlice<'_>) -> u32 {
+    fn read<T: Copy>(values: &[T], bits: impl Fn(T) -> u32) -> u32 {
+        let lines = values.iter().step_by(64 / size_of::<T>());
+        lines.fold(0, |sum, &value| sum ^ bits(value))
+    }
+    match values {
+        StoredSlice::F32(values) => read(values, f32::to_bits),
+        StoredSlice::F16(values) => read(values, |x| u32::from(x.to_bits())),
+        StoredSlice::Bf16(values) => read(values, |x| u32::from(x.to_bits())),
+    }
 }
 
 fn decode(c: &mut Criterion) {
-    let mut scratch = DenseScratch::new();
     for dim in [64, 128] {
         let len = COLD_BYTES / (4 * dim);
         let (keys, values) = (noise(len * dim, 1), noise(len * dim, 2));
-        let run = KeyRun {
-            keys: &keys,
-            values: &values,
-        };
-        let shape = DenseShape {
-            dim,
-            value_dim: dim,
-            scale: 1.0 / (dim as f32).sqrt(),
-        };
-        let mut group = c.benchmark_group(format!("decode/{dim}"));
-        group
-            .throughput(Throughput::Bytes(2 * COLD_BYTES as u64))
-            .sample_size(10);
-        group.bench_function("plain read", |b| {
-            b.iter(|| read(black_box(&keys)) ^ read(black_box(&values)))
-        });
-        for kernel in Kernel::available().filter(|&kernel| kernel != Kernel::Scalar) {
-            for heads in [1, 3, 4, 8] {
-                let queries = noise(heads * dim, 3);
-                let mut states = vec![SoftmaxState::new(dim); heads];
-                kernel.dense_decode_into(&queries, run, shape, &mut states, &mut scratch);
-                let mut out = vec![0.0; dim];
-                states[0].finish_into(&mut out);
-                check(&out, &queries[..dim], &keys, &values, shape.scale);
-                group.bench_function(format!("{} {heads} queries", kernel.name()), |b| {
-                    b.iter(|| {
-                        states.iter_mut().for_each(|state| state.reset(dim));
-                        kernel.dense_decode_into(
-                            black_box(&queries),
-                            run,
-                            shape,
-                            &mut states,
-                            &mut scratch,
-                        );
-                    });
-                });
-            }
+        for precision in Precision::ALL {
+            let [keys, values] = [&keys, &values].map(|x| StoredVec::rounded(precision, x));
+            decode_stored(c, dim, keys.as_slice(), values.as_slice());
         }
-        group.finish();
     }
+}
+
+/// The same keys in every precision: times compare, and bytes a second.
+fn decode_stored(c: &mut Criterion, dim: usize, keys: StoredSlice<'_>, values: StoredSlice<'_>) {
+    let mut scratch = DenseScratch::new();
+    let (wide_keys, wide_values) = (keys.widened(), values.widened());
+    let run = KeyRun { keys, values };
+    let precision = keys.precision();
+    let shape = DenseShape {
+        dim,
+        value_dim: dim,
+        scale: 1.0 / (dim as f32).sqrt(),
+    };
+    let mut group = c.benchmark_group(format!("decode/{dim}/{precision}"));
+    let bytes = 2 * keys.len() * precision.bytes();
+    group
+        .throughput(Throughput::Bytes(bytes as u64))
+        .sample_size(10);
+    group.bench_function("plain read", |b| {
+        b.iter(|| read(black_box(keys)) ^ read(black_box(values)))
+    });
+    for kernel in Kernel::available().filter(|&kernel| kernel != Kernel::Scalar) {
+        for heads in [1, 3, 4, 8] {
+            let queries = noise(heads * dim, 3);
+            let mut states = vec![SoftmaxState::new(dim); heads];
+            kernel.dense_decode_into(&queries, run, shape, &mut states, &mut scratch);
+            let mut out = vec![0.0; dim];
+            states[0].finish_into(&mut out);
+            check(&out, &queries[..dim], &wide_keys, &wide_values, shape.scale);
+            group.bench_function(format!("{} {heads} queries", kernel.name()), |b| {
+                b.iter(|| {
+                    states.iter_mut().for_each(|state| state.reset(dim));
+                    kernel.dense_decode_into(
+                        black_box(&queries),
+                        run,
+                        shape,
+                        &mut states,
+                        &mut scratch,
+                    );
+                });
+            });
+        }
+    }
+    group.finish();
 }
 
 fn prefill(c: &mut Criterion) {
@@ -112,10 +125,7 @@ fn prefill(c: &mut Criterion) {
     for (dim, heads, len) in [(64, 3, 2048), (64, 1, 8192), (128, 3, 2048)] {
         let (queries, keys) = (noise(heads * len * dim, 1), noise(len * dim, 2));
         let values = noise(len * dim, 3);
-        let runs = [KeyRun {
-            keys: &keys,
-            values: &values,
-        }];
+        let runs = [KeyRun::new(&keys, &values)];
         let shape = DenseShape {
             dim,
             value_dim: dim,

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hira_kernels::{
-    Candidates, Kernel, Line, QueryGroup, ScanQuery, SegmentOffsets, SketchView, TILE, tile_lines,
+    Candidates, Kernel, Line, Precision, QueryGroup, ScanQuery, SegmentOffsets, SketchView,
+    StoredVec, TILE, tile_lines,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -202,31 +203,38 @@ impl Gather {
     }
 }
 
+/// `avx512` for rows of `f32`, else `avx512 bf16`.
+fn label(kernel: Kernel, precision: Precision) -> String {
+    match precision {
+        Precision::F32 => kernel.name().to_owned(),
+        _ => format!("{} {precision}", kernel.name()),
+    }
+}
+
 fn score(criterion: &mut Criterion) {
     for dim in [64, 128] {
         let query = values(1, dim);
         for (place, len) in [("warm", 1024), ("cold", (1 << 26) / dim)] {
-            let keys = values(2, len * dim);
+            let rows = values(2, len * dim);
             let mut bench = criterion.benchmark_group(format!("scores_at/{place}/d{dim}"));
             bench.throughput(Throughput::Elements(SELECTED as u64));
-            for kernel in Kernel::available() {
-                let mut gather = Gather::new(len);
-                let mut out = vec![0.0; SELECTED];
-                let mut expected = vec![0.0; SELECTED];
-                kernel.scores_at_into(&query, &keys, gather.take(), &mut out);
-                Kernel::Scalar.scores_at_into(
-                    &query,
-                    &keys,
-                    &gather.rows[..SELECTED],
-                    &mut expected,
-                );
-                assert_eq!(out, expected, "{} scores the same", kernel.name());
-                bench.bench_function(kernel.name(), |bencher| {
-                    bencher.iter(|| {
-                        kernel.scores_at_into(&query, &keys, gather.take(), &mut out);
-                        out[0]
+            for precision in Precision::ALL {
+                let keys = StoredVec::rounded(precision, &rows);
+                for kernel in Kernel::available() {
+                    let mut gather = Gather::new(len);
+                    let mut out = vec![0.0; SELECTED];
+                    let mut expected = vec![0.0; SELECTED];
+                    kernel.scores_at_into(&query, &keys, gather.take(), &mut out);
+                    let first = &gather.rows[..SELECTED];
+                    Kernel::Scalar.scores_at_into(&query, &keys, first, &mut expected);
+                    assert_eq!(out, expected, "{} scores the same", kernel.name());
+                    bench.bench_function(label(kernel, precision), |bencher| {
+                        bencher.iter(|| {
+                            kernel.scores_at_into(&query, &keys, gather.take(), &mut out);
+                            out[0]
+                        });
                     });
-                });
+                }
             }
         }
         let keys = values(3, WARM_KEYS * dim);
@@ -254,24 +262,27 @@ fn softmax(criterion: &mut Criterion) {
     bench.finish();
     for dim in [64, 128] {
         for (place, len) in [("warm", 1024), ("cold", (1 << 26) / dim)] {
-            let rows = values(2, len * dim);
+            let values_of_rows = values(2, len * dim);
             let weights = values(3, SELECTED);
             let mut bench = criterion.benchmark_group(format!("weighted_sum/{place}/d{dim}"));
             bench.throughput(Throughput::Elements(SELECTED as u64));
-            for kernel in Kernel::available() {
-                let mut gather = Gather::new(len);
-                let (mut out, mut expected) = (vec![0.0; dim], vec![0.0; dim]);
-                kernel.weighted_sum_into(&weights, &rows, gather.take(), &mut out);
-                let first = &gather.rows[..SELECTED];
-                Kernel::Scalar.weighted_sum_into(&weights, &rows, first, &mut expected);
-                assert_eq!(out, expected, "{} sums the same", kernel.name());
-                bench.bench_function(kernel.name(), |bencher| {
-                    bencher.iter(|| {
-                        out.fill(0.0);
-                        kernel.weighted_sum_into(&weights, &rows, gather.take(), &mut out);
-                        out[0]
+            for precision in Precision::ALL {
+                let rows = StoredVec::rounded(precision, &values_of_rows);
+                for kernel in Kernel::available() {
+                    let mut gather = Gather::new(len);
+                    let (mut out, mut expected) = (vec![0.0; dim], vec![0.0; dim]);
+                    kernel.weighted_sum_into(&weights, &rows, gather.take(), &mut out);
+                    let first = &gather.rows[..SELECTED];
+                    Kernel::Scalar.weighted_sum_into(&weights, &rows, first, &mut expected);
+                    assert_eq!(out, expected, "{} sums the same", kernel.name());
+                    bench.bench_function(label(kernel, precision), |bencher| {
+                        bencher.iter(|| {
+                            out.fill(0.0);
+                            kernel.weighted_sum_into(&weights, &rows, gather.take(), &mut out);
+                            out[0]
+                        });
                     });
-                });
+                }
             }
         }
     }

@@ -30,6 +30,11 @@
 //! magnitude, so the difference is finite whatever the scale, and the largest weight is exactly 1: the sum is never 0.
 //!
 //! All kernels give the same bits.
+//!
+//! # Precision
+//!
+//! Keys and values of 16 bits are widened, which is exact: the result is that of the widened rows, bit for bit. Decode does it in
+//! registers and reads half the bytes; prefill widens a block of keys at a time into its scratch, once for 48 rows of queries.
 
 mod decode;
 pub(crate) mod portable;
@@ -41,7 +46,9 @@ pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::{Kernel, SoftmaxState};
+use half::{bf16, f16};
+
+use crate::{Kernel, SoftmaxState, StoredSlice};
 
 /// What all rows of an attention head have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,13 +61,23 @@ pub struct DenseShape {
     pub scale: f32,
 }
 
-/// A contiguous run of keys and their values.
+/// A contiguous run of keys and their values, both stored in the same precision.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyRun<'a> {
     /// `[n][D]`.
-    pub keys: &'a [f32],
+    pub keys: StoredSlice<'a>,
     /// `[n][Dv]`.
-    pub values: &'a [f32],
+    pub values: StoredSlice<'a>,
+}
+
+impl<'a> KeyRun<'a> {
+    /// A run of `keys` and `values`.
+    pub fn new(keys: impl Into<StoredSlice<'a>>, values: impl Into<StoredSlice<'a>>) -> Self {
+        Self {
+            keys: keys.into(),
+            values: values.into(),
+        }
+    }
 }
 
 /// Where the row of a query position and head starts in a slice: at `position * l + head * g`.
@@ -172,22 +189,22 @@ fn carve<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
 macro_rules! with_simd {
     ($kernel:expr, $name:ident($($argument:ident: $type:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn on_avx2(token: crate::Avx2, $($argument: $type),*) {
             $name(token, $($argument),*)
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
         fn on_avx512(token: crate::Avx512, $($argument: $type),*) {
             $name(token, $($argument),*)
         }
         match $kernel {
             Kernel::Scalar => $name($crate::dense::portable::Portable, $($argument),*),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the token proves that the machine has AVX2 and FMA.
+            // SAFETY: the token proves that the machine has AVX2, FMA and F16C.
             Kernel::Avx2(token) => unsafe { on_avx2(token, $($argument),*) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the token proves that the machine has AVX2, FMA and AVX-512 F, BW, VL and DQ.
+            // SAFETY: the token proves that the machine has AVX2, FMA, F16C and AVX-512 F, BW, VL and DQ.
             Kernel::Avx512(token) => unsafe { on_avx512(token, $($argument),*) },
         }
     }};
@@ -209,6 +226,11 @@ impl DenseShape {
             rows * self.value_dim,
             "one value row of {} a key",
             self.value_dim
+        );
+        assert_eq!(
+            run.keys.precision(),
+            run.values.precision(),
+            "keys and values are stored alike"
         );
         rows
     }
@@ -248,7 +270,7 @@ impl Kernel {
     ///
     /// # Panics
     ///
-    /// If a length does not fit `shape`, `dim` is 0, or `scale` is negative or not finite.
+    /// If a length does not fit `shape`, keys and values differ in precision, `dim` is 0, or `scale` is negative or not finite.
     ///
     /// # Examples
     ///
@@ -258,7 +280,7 @@ impl Kernel {
     ///
     /// let shape = DenseShape { dim: 2, value_dim: 1, scale: 1.0 };
     /// let keys = [0.0, 0.0, 3.0f32.ln(), 0.0]; // logits 0 and ln 3: weights 1/4 and 3/4
-    /// let run = KeyRun { keys: &keys, values: &[1.0, 5.0] };
+    /// let run = KeyRun::new(&keys, &[1.0f32, 5.0]);
     /// let mut states = [SoftmaxState::new(1)];
     /// Kernel::best().dense_decode_into(&[1.0, 0.0], run, shape, &mut states, &mut DenseScratch::new());
     /// let mut out = [0.0];
@@ -292,10 +314,31 @@ impl Kernel {
         if rows == 0 || states.is_empty() {
             return;
         }
-        with_simd!(
-            self,
-            decode(queries: &[f32], run: KeyRun<'_>, shape: DenseShape, states: &mut [SoftmaxState], scratch: &mut DenseScratch)
-        );
+        match (run.keys, run.values) {
+            (StoredSlice::F32(keys), StoredSlice::F32(values)) => {
+                let rows = [keys, values];
+                with_simd!(
+                    self,
+                    decode(queries: &[f32], rows: [&[f32]; 2], shape: DenseShape, states: &mut [SoftmaxState], scratch: &mut DenseScratch)
+                );
+            }
+            (StoredSlice::F16(keys), StoredSlice::F16(values)) => {
+                let rows = [keys, values];
+                with_simd!(
+                    self,
+                    decode(queries: &[f32], rows: [&[f16]; 2], shape: DenseShape, states: &mut [SoftmaxState], scratch: &mut DenseScratch)
+                );
+            }
+            (StoredSlice::Bf16(keys), StoredSlice::Bf16(values)) => {
+                let rows = [keys, values];
+                with_simd!(
+                    self,
+                    decode(queries: &[f32], rows: [&[bf16]; 2], shape: DenseShape, states: &mut [SoftmaxState], scratch: &mut DenseScratch)
+                );
+            }
+            // `shape.rows` has refused these.
+            _ => {}
+        }
     }
 
     /// Causal attention: the query at position `p` attends to keys `0..=p` of the runs, laid end to end.
@@ -321,7 +364,7 @@ impl Kernel {
     /// # Panics
     ///
     /// If the runs hold fewer than `start + L` keys, a row of `queries` or `out` lies outside, a length does not fit
-    /// `shape`, `dim` is 0, or `scale` is negative or not finite.
+    /// `shape`, keys and values of a run differ in precision, `dim` is 0, or `scale` is negative or not finite.
     ///
     /// # Examples
     ///
@@ -331,7 +374,7 @@ impl Kernel {
     ///
     /// // With scale 0 every visible key weighs the same: running means.
     /// let shape = DenseShape { dim: 1, value_dim: 1, scale: 0.0 };
-    /// let runs = [KeyRun { keys: &[1.0, 2.0], values: &[6.0, 2.0] }, KeyRun { keys: &[3.0], values: &[1.0] }];
+    /// let runs = [KeyRun::new(&[1.0f32, 2.0], &[6.0f32, 2.0]), KeyRun::new(&[3.0f32], &[1.0f32])];
     /// let rows = RowStrides::position_major(1, 1);
     /// let block = QueryBlock { start: 1, len: 2, heads: 1, queries: rows, out: rows };
     /// let mut out = [0.0; 2];

@@ -2,12 +2,12 @@
 
 use crate::KernelError;
 
-/// Proof that this machine has AVX2 and FMA. Only [`Avx2::detect`] makes one.
+/// Proof that this machine has AVX2, FMA and F16C. Only [`Avx2::detect`] makes one.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Avx2(());
 
-/// Proof that this machine has AVX-512 F, BW, VL, DQ and VNNI, AVX2, FMA and POPCNT. Only [`Avx512::detect`] makes one.
+/// Proof that this machine has AVX-512 F, BW, VL, DQ and VNNI, AVX2, FMA, F16C and POPCNT. Only [`Avx512::detect`] makes one.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Avx512(());
@@ -16,7 +16,10 @@ pub struct Avx512(());
 impl Avx2 {
     /// The token, if the running machine has the instructions.
     pub fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        found.then_some(Self(()))
     }
 }
 

@@ -1,16 +1,19 @@
 //! Sixteen lanes: how every sum of this crate is ordered, and how a bound leaves `f64`.
 
 use crate::TILE;
+use crate::element::Element;
 
-/// `row[16 * block ..][..16]`, with zeros past the end of the row.
+/// `row[16 * block ..][..16]`, widened, with zeros past the end of the row.
 #[inline(always)]
-pub(crate) fn load(row: &[f32], block: usize) -> [f32; TILE] {
+pub(crate) fn load<E: Element>(row: &[E], block: usize) -> [f32; TILE] {
     let rest = &row[block * TILE..];
     match rest.first_chunk::<TILE>() {
-        Some(full) => *full,
+        Some(full) => full.map(E::widen),
         None => {
             let mut padded = [0.0; TILE];
-            padded[..rest.len()].copy_from_slice(rest);
+            for (lane, value) in padded.iter_mut().zip(rest) {
+                *lane = value.widen();
+            }
             padded
         }
     }

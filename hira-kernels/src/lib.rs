@@ -5,6 +5,7 @@
 //! set does not depend on the machine that computed it.
 //!
 //! * [`Kernel::score`], [`Kernel::scores_into`], [`Kernel::scores_at_into`]: the canonical score `q . k`.
+//! * [`Precision`], [`StoredSlice`], [`StoredVec`]: exact rows in `f32`, `f16` or `bf16`, as every kernel over exact rows takes them.
 //! * [`Kernel::quantise_keys`], [`SketchView`]: int8 codes, 16 keys to a tile, with a proven residual norm.
 //! * [`QueryGroup`], [`Kernel::intervals_into`], [`Kernel::scan_into`]: proven intervals for the scores of a whole
 //!   group of queries in one pass over the tiles, and the slots whose upper bound reaches a threshold.
@@ -54,6 +55,7 @@ mod columns;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dense;
+mod element;
 mod error;
 mod exp;
 mod kernel;
@@ -61,6 +63,7 @@ mod lanes;
 mod nearest;
 mod order;
 mod pages;
+mod precision;
 mod product;
 mod query;
 mod scalar;
@@ -68,6 +71,7 @@ mod scan;
 mod score;
 mod sketch;
 mod softmax;
+mod stored;
 mod team;
 
 #[cfg(target_arch = "x86_64")]
@@ -83,11 +87,13 @@ pub use kernel::Kernel;
 pub use kernel::{Avx2, Avx512};
 pub use nearest::Centroids;
 pub use pages::prefer_large_pages;
+pub use precision::Precision;
 pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};
 pub use query::{QueryGroup, SegmentOffsets};
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};
 pub use softmax::SoftmaxState;
+pub use stored::{StoredSlice, StoredVec};
 pub use team::{Helper, Team};
 
 /// Keys per tile of a sketch, and lanes of the canonical score.

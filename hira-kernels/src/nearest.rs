@@ -217,7 +217,7 @@ impl<S: Simd, const R: usize> Best<S, R> {
         let offsets = &centroids.offsets[lane..][..V * S::LANES];
         // SAFETY: every stream is a point of `dim` values; the panel has `dim` rows of `lanes()`, a multiple of 16 and so of
         // `LANES`, and the slice above shows that V registers from `lane` lie inside one.
-        let sums = unsafe { tile::<S, R, V>(simd, streams, panel, centroids.dim) };
+        let sums = unsafe { tile::<S, f32, R, V>(simd, streams, panel, centroids.dim) };
         for v in 0..V {
             // SAFETY: register v < V of a slice of V registers.
             let offset = unsafe { simd.load(offsets[v * S::LANES..].as_ptr()) };

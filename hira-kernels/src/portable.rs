@@ -9,7 +9,17 @@ macro_rules! portable_methods {
         portable_methods! { @each $features;
             fn box_sums(query: &[f32], lo: &[f32], hi: &[f32], out: &mut [f32]) = crate::boxes::box_sums;
             fn add_columns(rows: &[f32], sums: &mut [f64]) = crate::columns::add_columns;
-            fn rows_below(rows: &[f32], dim: usize, limit: f32) -> usize = crate::columns::rows_below;
+            fn rows_below(
+                rows: &[f32],
+                dim: usize,
+                limit: f32,
+                precision: crate::Precision,
+            ) -> usize = crate::columns::rows_below;
+            fn round_values(
+                precision: crate::Precision,
+                values: &[f32],
+                out: &mut [f32],
+            ) = crate::precision::round_values;
             fn quantise_keys(
                 keys: &[f32],
                 centre: &[f32],

@@ -57,11 +57,24 @@ impl SketchView<'_> {
 }
 
 /// Parameters of quantised rows, one to a lane; see [`quantise_rows`].
-struct RowParameters {
+struct RowParameters<const R: usize> {
     /// bf16 bits of the scale and of the residual norm, as stored.
-    words: [u32; TILE],
+    words: [u32; R],
     /// Rounded-up maximum of `||key||` and `||scale * code||`.
-    norms: [f32; TILE],
+    norms: [f32; R],
+}
+
+impl<const R: usize> RowParameters<R> {
+    /// Stores those of the first `count` rows, which lie in the lanes from `lane` on.
+    #[inline(always)]
+    fn store(&self, count: usize, lane: usize, parameters: &mut Line, norm: &mut f32) {
+        let words = parameters.0.as_chunks_mut::<4>().0[lane..].iter_mut();
+        for (to, word) in words.zip(&self.words[..count]) {
+            *to = word.to_le_bytes();
+        }
+        let norms = self.norms[..count].iter();
+        *norm = norms.fold(*norm, |norm, &x| if x > norm { x } else { norm });
+    }
 }
 
 impl Kernel {
@@ -134,14 +147,14 @@ pub(crate) fn quantise_keys(
         let (parameters, codes) = tile_lines
             .split_last_mut()
             .expect("a tile has at least two lines");
-        let found = quantise_rows(rows, centre, lane, codes);
-        let words = parameters.0.as_chunks_mut::<4>().0[lane..].iter_mut();
-        for (to, word) in words.zip(&found.words[..count]) {
-            *to = word.to_le_bytes();
+        // A decode step appends one row: what is worked out for sixteen at a time would take most of its time.
+        if count == 1 {
+            let found = quantise_rows::<1>(rows, centre, lane, codes);
+            found.store(count, lane, parameters, &mut norms[tile]);
+        } else {
+            let found = quantise_rows::<TILE>(rows, centre, lane, codes);
+            found.store(count, lane, parameters, &mut norms[tile]);
         }
-        norms[tile] = found.norms[..count]
-            .iter()
-            .fold(norms[tile], |norm, &x| if x > norm { x } else { norm });
         (slot, rest) = (slot + count, later);
     }
 }
@@ -153,7 +166,7 @@ fn reset_tile(lines: &mut [Line]) {
     }
 }
 
-/// Writes the codes of up to sixteen rows into the lanes from `lane` on of the code lines, and returns their parameters.
+/// Writes the codes of up to `R` rows into the lanes from `lane` on of the code lines, and returns their parameters.
 ///
 /// All of it is in `f32`, four times as wide as `f64`, and in units of the scale, so that squares neither overflow nor lose what matters to
 /// underflow. With `u = 2^-24`, `x = k - mu` exactly, `n = ceil(D/16)`:
@@ -168,15 +181,20 @@ fn reset_tile(lines: &mut [Line]) {
 ///   component of `x/s` is below `2^-63` and not zero: then `s` is above `2^-133`, the least scale, so it was rounded up from
 ///   `largest/127` by less than a factor of 2, some `|c|` is at least 63, and the difference of `4 u ||c||` and `3.1 u ||c||` is above `2^-19`.
 #[inline(always)]
-fn quantise_rows(rows: &[f32], centre: &[f32], lane: usize, codes: &mut [Line]) -> RowParameters {
+fn quantise_rows<const R: usize>(
+    rows: &[f32],
+    centre: &[f32],
+    lane: usize,
+    codes: &mut [Line],
+) -> RowParameters<R> {
     let dim = centre.len();
     // What is worked out once a row is worked out for all of them at a time: row by row it would take longer than the rest.
-    let (mut scales, mut ups, mut reciprocals) = ([0.0f32; TILE], [1.0f32; TILE], [1.0f32; TILE]);
+    let (mut scales, mut ups, mut reciprocals) = ([0.0f32; R], [1.0f32; R], [1.0f32; R]);
     for (scale, row) in scales.iter_mut().zip(rows.chunks_exact(dim)) {
         *scale = largest_distance(row, centre);
     }
-    let mut scale_bits = [0u32; TILE];
-    for r in 0..TILE {
+    let mut scale_bits = [0u32; R];
+    for r in 0..R {
         let largest = scales[r];
         // A scale of at least 2^-133 where the quotient underflows: the code of a non-zero difference stays in range.
         let least = largest / 127.0;
@@ -193,7 +211,7 @@ fn quantise_rows(rows: &[f32], centre: &[f32], lane: usize, codes: &mut [Line]) 
         let reciprocal = 1.0 / (scales[r] * ups[r]);
         reciprocals[r] = if largest > 0.0 { reciprocal } else { 1.0 };
     }
-    let mut sums = [[0.0f32; TILE]; 3];
+    let mut sums = [[0.0f32; R]; 3];
     for (r, row) in rows.chunks_exact(dim).enumerate() {
         let found = quantise_row(row, centre, [ups[r], reciprocals[r]], lane + r, codes);
         for (sums, found) in sums.iter_mut().zip(found) {
@@ -204,9 +222,9 @@ fn quantise_rows(rows: &[f32], centre: &[f32], lane: usize, codes: &mut [Line]) 
     let unit = 1.0 / (1u64 << 24) as f64;
     let growth = 1.0 + (dim.div_ceil(TILE) + 10) as f64 * unit;
     let root = |square: f32| f64::from(square).sqrt() * growth;
-    let mut words = [0u32; TILE];
-    let mut norms = [0.0f32; TILE];
-    for r in 0..TILE {
+    let mut words = [0u32; R];
+    let mut norms = [0.0f32; R];
+    for r in 0..R {
         let (scale, code_norm) = (f64::from(scales[r]), root(code_squares[r]));
         let residual = scale * (root(residual_squares[r]) + 4.0 * unit * code_norm);
         words[r] = scale_bits[r] | u32::from(bf16::round_up(raised(residual)));

@@ -3,7 +3,8 @@
 use crate::exp::exp;
 use crate::kernel::dispatch;
 use crate::score::Rows;
-use crate::{Kernel, TILE};
+use crate::stored::for_elements;
+use crate::{Kernel, StoredSlice, TILE};
 
 /// Attention over some of the keys, in a form that merges with attention over others.
 ///
@@ -147,7 +148,7 @@ impl Kernel {
     ///
     /// # Shapes
     ///
-    /// `values`: `[N][Dv]`, `out`: `[Dv]`, `weights` and `rows`: the same length.
+    /// `values`: `[N][Dv]` in any precision, `out`: `[Dv]`, `weights` and `rows`: the same length.
     ///
     /// # Numerics
     ///
@@ -157,15 +158,20 @@ impl Kernel {
     /// # Panics
     ///
     /// If a row is not below `N`, or `weights` and `rows` differ in length.
-    pub fn weighted_sum_into(self, weights: &[f32], values: &[f32], rows: &[u32], out: &mut [f32]) {
+    pub fn weighted_sum_into<'a>(
+        self,
+        weights: &[f32],
+        values: impl Into<StoredSlice<'a>>,
+        rows: &[u32],
+        out: &mut [f32],
+    ) {
         assert_eq!(weights.len(), rows.len(), "one weight per row");
         if out.is_empty() {
             return;
         }
-        dispatch!(
-            self,
-            weighted_sum(weights, Rows::gather(values, out.len(), rows), out)
-        );
+        for_elements!(values.into(), values => {
+            dispatch!(self, weighted_sum(weights, Rows::gather(values, out.len(), rows), out))
+        });
     }
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{LENGTHS, Sketch, bits, mean, shifted, values};
-use hira_kernels::{Candidates, Kernel, ScanQuery, TILE};
+use hira_kernels::{Candidates, Kernel, Precision, ScanQuery, StoredVec, TILE};
 
 /// Numbers of keys or rows around the blocks of four rows, sixteen keys and 64 tiles.
 const COUNTS: [usize; 12] = [0, 1, 3, 4, 5, 15, 16, 17, 33, 100, 1024, 1041];
@@ -93,14 +93,29 @@ fn columns_and_squares_of_rows_have_the_same_bits() {
             kernel.add_columns(&rows, &mut sums);
             assert_eq!(sums, naive, "{} at {dim}", kernel.name());
             for limit in [0.0, 1e-3, squares[4] as f32 * 1.001, 1e30] {
-                let below = kernel.rows_below(&rows, dim, limit);
+                let below = kernel.rows_below(&rows, dim, limit, Precision::F32);
                 let expected = squares.iter().position(|&s| s >= f64::from(limit));
                 assert_eq!(below, expected.unwrap_or(9), "{} at {dim}", kernel.name());
+            }
+            for precision in Precision::ALL {
+                let rounded: Vec<f32> = rows.iter().map(|&x| precision.round(x)).collect();
+                for limit in [1e-3, squares[4] as f32 * 1.001] {
+                    let expected = kernel.rows_below(&rounded, dim, limit, Precision::F32);
+                    assert_eq!(kernel.rows_below(&rows, dim, limit, precision), expected);
+                }
+            }
+            let mut large = rows.clone();
+            large[4 * dim] = 65_520.0;
+            for (precision, expected) in Precision::ALL.into_iter().zip([9, 4, 9]) {
+                let below = kernel.rows_below(&large, dim, f32::INFINITY, precision);
+                assert_eq!(below, expected, "{precision}");
             }
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut rows = rows.clone();
                 rows[7 * dim + dim / 2] = bad;
-                assert_eq!(kernel.rows_below(&rows, dim, f32::INFINITY), 7);
+                for precision in Precision::ALL {
+                    assert_eq!(kernel.rows_below(&rows, dim, f32::INFINITY, precision), 7);
+                }
             }
         }
     }
@@ -124,6 +139,61 @@ fn runs_and_gathered_rows_have_the_bits_of_single_scores() {
                 kernel.scores_at_into(&query, keys, &rows, &mut out);
                 let expected: Vec<f32> = rows.iter().map(|&row| score(row as usize)).collect();
                 assert_eq!(bits(&out), bits(&expected));
+            }
+        }
+    }
+}
+
+/// Ordinary rows, subnormal ones of each type, its largest values and zeros of both signs.
+fn stored(precision: Precision, count: usize, dim: usize) -> StoredVec {
+    let mut rows = values(5, count * dim, 1.0);
+    for (i, x) in rows.iter_mut().enumerate() {
+        match i % 23 {
+            3 => *x *= 1e-7,
+            5 => *x = 6e-8 * x.signum(),
+            7 => *x *= 1e-40,
+            11 => *x = 65_504.0 * x.signum(),
+            13 => *x = 0.0 * x.signum(),
+            _ => {}
+        }
+    }
+    StoredVec::rounded(precision, &rows)
+}
+
+#[test]
+fn stored_rows_have_the_bits_of_their_widened_rows() {
+    for precision in Precision::ALL {
+        for dim in LENGTHS.into_iter().filter(|&dim| dim > 0) {
+            for count in [0, 1, 3, 4, 5, 17] {
+                // One value past the start of the allocation, which no vector is aligned to.
+                let data = stored(precision, 1, count * dim + 1);
+                let keys = data.as_slice().slice(1..count * dim + 1);
+                let wide = keys.widened();
+                let query = values(1, dim, 1.0);
+                let rows: Vec<u32> = (0..count as u32)
+                    .map(|i| (i * 7 + 3) % count.max(1) as u32)
+                    .collect();
+                let (mut expected, mut gathered) = (vec![f32::NAN; count], vec![f32::NAN; count]);
+                Kernel::Scalar.scores_into(&query, &wide, &mut expected);
+                Kernel::Scalar.scores_at_into(&query, &wide, &rows, &mut gathered);
+                let weights = values(2, count, 1.0);
+                let start = values(3, dim, 1.0);
+                let mut sum = start.clone();
+                Kernel::Scalar.weighted_sum_into(&weights, &wide, &rows, &mut sum);
+                for kernel in Kernel::available() {
+                    let what = format!("{} {precision} {count} rows of {dim}", kernel.name());
+                    let mut out = vec![f32::NAN; count];
+                    kernel.scores_into(&query, keys, &mut out);
+                    assert_eq!(bits(&out), bits(&expected), "{what}");
+                    kernel.scores_at_into(&query, keys, &rows, &mut out);
+                    assert_eq!(bits(&out), bits(&gathered), "{what}");
+                    for (row, score) in keys.rows(dim).zip(&expected) {
+                        assert_eq!(kernel.score(&query, row).to_bits(), score.to_bits());
+                    }
+                    let mut out = start.clone();
+                    kernel.weighted_sum_into(&weights, keys, &rows, &mut out);
+                    assert_eq!(bits(&out), bits(&sum), "{what}");
+                }
             }
         }
     }

@@ -73,7 +73,8 @@ fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
         let mut block = from;
         while block < to {
             let next = to.min(block + BLOCK_KEYS);
-            let rows = &segment.keys()[(block - first) * group.dim()..(next - first) * group.dim()];
+            let rows = (block - first) * group.dim()..(next - first) * group.dim();
+            let rows = segment.keys().slice(rows);
             for g in 0..queries {
                 let at = g * keys + block - start;
                 group

@@ -22,6 +22,11 @@ impl Group<'_> {
         self.index.dim()
     }
 
+    /// Bytes of a stored key.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.dim() * self.index.config().precision.bytes()
+    }
+
     /// Number of queries.
     pub(crate) fn len(&self) -> usize {
         self.queries.len() / self.dim()

@@ -78,6 +78,8 @@ pub(crate) const MAX_COARSE: usize = IndexConfig::MAX_LEVELS - 1;
 pub(crate) struct Shape {
     pub(crate) visible: usize,
     pub(crate) dim: usize,
+    /// Bytes of a stored key.
+    pub(crate) row_bytes: usize,
     pub(crate) queries: usize,
     /// Keys to be selected, if the rule says so.
     pub(crate) count: Option<usize>,
@@ -96,6 +98,7 @@ impl Shape {
         let mut shape = Self {
             visible: group.visible,
             dim: group.dim(),
+            row_bytes: group.row_bytes(),
             queries: group.len(),
             count: group.count(),
             ..Self::default()
@@ -206,7 +209,7 @@ impl Decision {
 /// A plan by 4-bit codes, which take half of the sketch's bytes, was built and left out: at 131,072 keys it left 3,760 rows a query to score where the
 /// sketch leaves 372, and took 673 us instead of 452 (see "A cheaper first stage" in `docs/index-and-search.md`).
 ///
-/// Dense reads `4 D` bytes a key for the whole group, a scan `D + 4` and then a row for every survivor of every query; a tree plan `12 D`
+/// Dense reads a stored row a key (`4 D` bytes, `2 D` in f16 and bf16) for the whole group, a scan `D + 4` and then a row for every survivor of every query; a tree plan `12 D`
 /// bytes for each cluster that it opens, and of the sketch the share that its levels leave. How many clusters a level leaves is what
 /// was measured lately in this head (`history`); a level that was never measured counts as leaving all.
 pub(crate) fn estimates<'a>(
@@ -240,7 +243,7 @@ pub(crate) fn estimates<'a>(
 
 fn dense(shape: &Shape) -> Work {
     let keys = shape.visible as f64;
-    let bytes = keys * 4.0 * shape.dim as f64;
+    let bytes = keys * shape.row_bytes as f64;
     Work {
         scored: keys,
         bytes,
@@ -255,7 +258,7 @@ fn scan(shape: &Shape, history: &SearchHistory, keys: f64) -> Work {
         Some(count) => history.scored() * count as f64,
         None => history.survivors() * shape.visible as f64,
     };
-    let row = 4.0 * shape.dim as f64;
+    let row = shape.row_bytes as f64;
     let scored = shape.queries as f64 * selected;
     let sketch = keys * (shape.dim + 4) as f64;
     Work {
@@ -328,6 +331,7 @@ mod tests {
         Shape {
             visible,
             dim: 64,
+            row_bytes: 256,
             queries: 3,
             count: Some(count),
             coarse_keys: if coarse { visible } else { 0 },

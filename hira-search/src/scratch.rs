@@ -101,7 +101,7 @@ impl Scratch {
     pub(crate) fn search_dense(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
         self.work = Work {
             scored: group.visible as f64,
-            bytes: (group.visible * 4 * group.dim()) as f64,
+            bytes: (group.visible * group.row_bytes()) as f64,
             ..Work::default()
         };
         self.dense.fill(group, team);
@@ -142,10 +142,10 @@ impl Scratch {
             }
         }
         self.remember(group, out);
-        let (row, dim) = (4.0 * group.dim() as f64, group.dim() as f64);
+        let (row, dim) = (group.row_bytes() as f64, group.dim() as f64);
         let clusters = self.work.bounds / group.len() as f64;
         self.work.bytes +=
-            self.work.sketched * (dim + 4.0) + clusters * 3.0 * row + self.work.scored * row;
+            self.work.sketched * (dim + 4.0) + clusters * 12.0 * dim + self.work.scored * row;
     }
 
     /// Keeps what the next search of this head can use.

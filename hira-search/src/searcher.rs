@@ -157,8 +157,8 @@ impl HalfspaceSearcher {
     /// `queries`: `[G, D]`, `out`: `[G]`.
     ///
     /// # Complexity
-    /// A sketch scan reads `D + 4` bytes a visible key once, and a row of `4 D` bytes for each survivor of each query; dense reads
-    /// `4 D` bytes a visible key once.
+    /// A sketch scan reads `D + 4` bytes a visible key once, and a row for each survivor of each query; dense reads the row of each
+    /// visible key once: `4 D` bytes, or `2 D` if keys are stored in f16 or bf16.
     ///
     /// # Errors
     /// An invalid rule, or one that resolves to NaN; queries that are not whole, finite rows with a norm below [`MAX_NORM`](hira_kernels::MAX_NORM); another number of

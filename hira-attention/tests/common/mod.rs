@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part"
 )]
 
+use half::{bf16, f16};
+use hira_attention::Precision;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Shape of a problem.
@@ -96,6 +98,19 @@ impl Problem {
                 shape.value_dim,
             ),
         }
+    }
+
+    /// The problem that a cache of this precision holds: its keys and values rounded, by nothing of the library.
+    pub fn stored(mut self, precision: Precision) -> Self {
+        let round = |x: f32| match precision {
+            Precision::F32 => x,
+            Precision::F16 => f16::from_f32_const(x).to_f32_const(),
+            Precision::Bf16 => bf16::from_f32_const(x).to_f32_const(),
+        };
+        for rows in [&mut self.k, &mut self.v] {
+            rows.data.iter_mut().for_each(|x| *x = round(*x));
+        }
+        self
     }
 
     /// Exact scores of a query against the keys that it sees.

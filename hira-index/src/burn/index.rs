@@ -52,8 +52,8 @@ mod tests {
         let mut index = HierarchicalIndex::new(IndexConfig::new(2)).unwrap();
         index.append_tensor(keys.clone()).unwrap();
         index.append_tensor(keys.transpose()).unwrap();
-        assert_eq!(index.key(1), Some(&[2.0, 4.0][..]));
-        assert_eq!(index.key(3), Some(&[3.0, 4.0][..]));
+        assert_eq!(index.key(1), Some((&[2.0, 4.0]).into()));
+        assert_eq!(index.key(3), Some((&[3.0, 4.0]).into()));
         let wide = Tensor::<Flex, 2>::zeros([1, 3], &device);
         assert!(matches!(
             index.append_tensor(wide),

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, StoredVec};
 
+use crate::segment::keys_of;
 use crate::{Builder, IndexConfig, Segment};
 
 /// Segments that follow each other, to be built into as few as hold their keys.
@@ -30,8 +31,8 @@ impl Task {
         }
         let dim = self.config.dim;
         let limit = self.config.segment_len * dim;
-        let keys = self.take_keys(len * dim);
-        let build = |start: usize, keys: Vec<f32>| {
+        let keys = self.take_keys();
+        let build = |start: usize, keys: StoredVec| {
             let mut segment = Segment::of_keys(start, &self.config, keys);
             segment.seal(self.kernel, &self.config, &*self.builder);
             Arc::new(segment)
@@ -39,9 +40,14 @@ impl Task {
         if keys.len() <= limit {
             return vec![build(start, keys)];
         }
-        let pieces = keys.chunks(limit).enumerate();
+        let pieces = 0..keys.len().div_ceil(limit);
         pieces
-            .map(|(i, piece)| build(start + i * self.config.segment_len, piece.to_vec()))
+            .map(|i| {
+                let values = i * limit..keys.len().min((i + 1) * limit);
+                let mut piece = StoredVec::with_capacity(keys.precision(), values.len());
+                piece.extend(keys.as_slice().slice(values));
+                build(start + i * self.config.segment_len, piece)
+            })
             .collect()
     }
 
@@ -53,23 +59,16 @@ impl Task {
             && len <= self.config.segment_len
             && first.levels().len() == self.config.coarse_levels(len)
             && !first.levels().is_empty();
-        wanted.then(|| {
-            let added: Vec<&[f32]> = others.iter().map(|segment| segment.keys()).collect();
-            first.joined(self.kernel, &self.config, &added.concat())
-        })
+        wanted.then(|| first.joined(self.kernel, &self.config, others))
     }
 
     /// The keys of all inputs. Those of a single segment that nobody else holds are moved, not copied.
-    fn take_keys(&mut self, len: usize) -> Vec<f32> {
+    fn take_keys(&mut self) -> StoredVec {
         if let [_] = self.inputs[..]
             && let Some(only) = self.inputs.pop()
         {
             return Arc::unwrap_or_clone(only).into_keys();
         }
-        let mut keys = Vec::with_capacity(len);
-        for segment in &self.inputs {
-            keys.extend_from_slice(segment.keys());
-        }
-        keys
+        keys_of(self.inputs.iter().map(|segment| &**segment))
     }
 }

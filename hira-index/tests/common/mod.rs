@@ -9,6 +9,7 @@ use hira_index::{
     KMeansBuilder, KMeansStart, KdAxis, KdTreeBuilder, RandomizedBuilder, RebuildTrigger,
     RebuildUpdater, UpdateConfig,
 };
+use hira_kernels::Precision;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -80,9 +81,33 @@ pub(crate) fn small_config(dim: usize) -> IndexConfig {
 /// The keys of an index, read back one by one.
 pub(crate) fn stored(index: &HierarchicalIndex) -> Vec<f32> {
     (0..index.len())
-        .flat_map(|i| index.key(i).expect("a position below the length"))
-        .copied()
+        .flat_map(|i| {
+            let key = index.key(i).expect("a position below the length");
+            key.widened().into_owned()
+        })
         .collect()
+}
+
+/// What an index of that precision stores of `keys`.
+pub(crate) fn rounded(precision: Precision, keys: &[f32]) -> Vec<f32> {
+    keys.iter().map(|&x| precision.round(x)).collect()
+}
+
+/// `keys`, brought into the range of the precision if they are beyond it.
+pub(crate) fn fitting(precision: Precision, mut keys: Vec<f32>) -> Vec<f32> {
+    for x in &mut keys {
+        *x = match precision {
+            Precision::F32 => *x,
+            Precision::F16 => x.clamp(-65_504.0, 65_504.0),
+            // A norm just below the limit must not be rounded up to it.
+            Precision::Bf16 => *x * 0.99,
+        };
+    }
+    keys
+}
+
+pub(crate) fn precision() -> impl Strategy<Value = Precision> {
+    prop::sample::select(&Precision::ALL[..])
 }
 
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {

@@ -15,20 +15,21 @@ pub(crate) mod score;
 pub(crate) mod softmax;
 
 use crate::Avx2;
+use crate::element::Element;
 use crate::portable::portable_methods;
 use crate::product::{CodeTiles, Query};
 use crate::scan::{Queries, Sink, Tiles};
 use crate::score::Rows;
 
 impl Avx2 {
-    portable_methods!("avx2,fma");
+    portable_methods!("avx2,fma,f16c");
 
     pub(crate) fn kth_largest(self, values: &[f32], k: usize) -> f32 {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { order::kth_largest(values, k) }
     }
 
-    pub(crate) fn scores(self, query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    pub(crate) fn scores<E: Element>(self, query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { score::scores(query, rows, out) }
     }
@@ -54,7 +55,12 @@ impl Avx2 {
         unsafe { softmax::exp_weights(scores, scale, max_score, weights) }
     }
 
-    pub(crate) fn weighted_sum(self, weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    pub(crate) fn weighted_sum<E: Element>(
+        self,
+        weights: &[f32],
+        rows: Rows<'_, E>,
+        out: &mut [f32],
+    ) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { softmax::weighted_sum(weights, rows, out) }
     }

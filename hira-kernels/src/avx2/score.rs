@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use crate::element::Element;
 use crate::score::Rows;
 use crate::{TILE, lanes};
 
@@ -15,14 +16,14 @@ pub(crate) fn ahead(bytes: usize) -> usize {
 }
 
 /// Four rows at a time: their chains of fused multiply-adds hide one another's latency.
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn scores<E: Element>(query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
     assert_eq!(
         query.len(),
         rows.dim(),
         "rows have the dimension of the query"
     );
-    let distance = ahead(size_of_val(query));
+    let distance = ahead(query.len() * size_of::<E>());
     for i in 0..distance.min(out.len()) {
         prefetch(rows.gathered(i));
     }
@@ -45,19 +46,19 @@ pub(super) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
-fn quad(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quad<E: Element>(query: &[f32], rows: [&[E]; 4]) -> [f32; 4] {
     let dim = query.len();
     assert!(rows.iter().all(|row| row.len() == dim));
     let mut acc = [[_mm256_setzero_ps(); 2]; 4];
     let whole = dim - dim % TILE;
     for at in (0..whole).step_by(TILE) {
         for half in 0..2 {
-            // SAFETY: `at + 16 <= whole <= dim`, the length of the query and, asserted above, of every row.
+            // SAFETY: `at + 16 <= whole <= dim`, the length of the query and, asserted above, of every row; the function has the features.
             unsafe {
                 let q = _mm256_loadu_ps(query.as_ptr().add(at + 8 * half));
                 for r in 0..4 {
-                    let k = _mm256_loadu_ps(rows[r].as_ptr().add(at + 8 * half));
+                    let k = E::load8(rows[r].as_ptr().add(at + 8 * half));
                     acc[r][half] = _mm256_fmadd_ps(q, k, acc[r][half]);
                 }
             }
@@ -78,7 +79,7 @@ fn quad(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
 /// The last, incomplete block of sixteen, with zeros behind it.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn load_padded(row: &[f32]) -> [__m256; 2] {
+fn load_padded<E: Element>(row: &[E]) -> [__m256; 2] {
     let padded = lanes::load(row, row.len() / TILE);
     // SAFETY: the array has sixteen lanes.
     unsafe {
@@ -123,7 +124,7 @@ pub(crate) fn sum_quads(rows: [__m128; 4]) -> [f32; 4] {
 
 /// Fetches every cache line of a row.
 #[inline(always)]
-pub(crate) fn prefetch(row: Option<&[f32]>) {
+pub(crate) fn prefetch<E>(row: Option<&[E]>) {
     let Some(row) = row else { return };
     let start: *const i8 = row.as_ptr().cast();
     let bytes = size_of_val(row) + start.addr() % 64;

@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::score::{ahead, prefetch};
+use crate::element::Element;
 use crate::exp::{self, EXP, LN2_HI, LN2_LO, LOG2_E, OVERFLOW, UNDERFLOW};
 use crate::score::Rows;
 use crate::softmax::add_lanes;
@@ -85,42 +86,47 @@ pub(super) fn first_lanes(count: usize) -> __m256i {
 }
 
 /// Strips of up to eight registers of the output, each summed over all rows without leaving them.
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn weighted_sum(weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn weighted_sum<E: Element>(weights: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
     assert_eq!(out.len(), rows.dim(), "the output is one row");
     for (i, strip) in out.chunks_mut(8 * LANES).enumerate() {
         let at = 8 * LANES * i;
         match strip.len().div_ceil(LANES) {
-            1 => weighted_strip::<1>(weights, rows, at, strip),
-            2 => weighted_strip::<2>(weights, rows, at, strip),
-            3 => weighted_strip::<3>(weights, rows, at, strip),
-            4 => weighted_strip::<4>(weights, rows, at, strip),
-            5 => weighted_strip::<5>(weights, rows, at, strip),
-            6 => weighted_strip::<6>(weights, rows, at, strip),
-            7 => weighted_strip::<7>(weights, rows, at, strip),
-            _ => weighted_strip::<8>(weights, rows, at, strip),
+            1 => weighted_strip::<E, 1>(weights, rows, at, strip),
+            2 => weighted_strip::<E, 2>(weights, rows, at, strip),
+            3 => weighted_strip::<E, 3>(weights, rows, at, strip),
+            4 => weighted_strip::<E, 4>(weights, rows, at, strip),
+            5 => weighted_strip::<E, 5>(weights, rows, at, strip),
+            6 => weighted_strip::<E, 6>(weights, rows, at, strip),
+            7 => weighted_strip::<E, 7>(weights, rows, at, strip),
+            _ => weighted_strip::<E, 8>(weights, rows, at, strip),
         }
     }
 }
 
 /// Adds columns `at..at + strip.len()` of the rows; `W` registers hold them, the last perhaps in part.
-#[target_feature(enable = "avx2,fma")]
-fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, strip: &mut [f32]) {
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weighted_strip<E: Element, const W: usize>(
+    weights: &[f32],
+    rows: Rows<'_, E>,
+    at: usize,
+    strip: &mut [f32],
+) {
     let last = strip.len() - (W - 1) * LANES;
     assert!((1..=LANES).contains(&last) && at + strip.len() <= rows.dim());
     let count = strip.len();
     let mask = first_lanes(last);
-    let distance = ahead(size_of_val(strip));
+    let distance = ahead(strip.len() * size_of::<E>());
     for i in 0..distance.min(weights.len()) {
         prefetch(rows.columns(i, at, count));
     }
-    let mut acc = load_strip::<W>(strip, mask);
+    let mut acc = load_strip::<f32, W>(strip);
     for (i, weight) in weights.iter().enumerate() {
         prefetch(rows.columns(i + distance, at, count));
         let Some(row) = rows.columns(i, at, count) else {
             break;
         };
-        let values = load_strip::<W>(row, mask);
+        let values = load_strip::<E, W>(row);
         let weight = _mm256_set1_ps(*weight);
         for v in 0..W {
             acc[v] = _mm256_fmadd_ps(weight, values[v], acc[v]);
@@ -135,19 +141,19 @@ fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, st
     }
 }
 
-/// `W - 1` whole registers and one of the lanes that `mask` admits, zeros in its others.
+/// `W - 1` whole registers and one of what is left, zeros in its other lanes.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
-fn load_strip<const W: usize>(strip: &[f32], mask: __m256i) -> [__m256; W] {
-    let last = _mm256_movemask_ps(_mm256_castsi256_ps(mask)).count_ones() as usize;
-    assert!(strip.len() == (W - 1) * LANES + last);
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_strip<E: Element, const W: usize>(strip: &[E]) -> [__m256; W] {
+    let last = strip.len() - (W - 1) * LANES;
+    assert!((1..=LANES).contains(&last));
     let mut out = [_mm256_setzero_ps(); W];
-    // SAFETY: the strip has W - 1 whole registers and `last` lanes more, asserted above.
+    // SAFETY: the strip has W - 1 whole registers and `last` lanes more, asserted above; the function has the features.
     unsafe {
         for v in 0..W - 1 {
-            out[v] = _mm256_loadu_ps(strip.as_ptr().add(v * LANES));
+            out[v] = E::load8(strip.as_ptr().add(v * LANES));
         }
-        out[W - 1] = _mm256_maskload_ps(strip.as_ptr().add((W - 1) * LANES), mask);
+        out[W - 1] = E::load8_head(strip.as_ptr().add((W - 1) * LANES), last);
     }
     out
 }

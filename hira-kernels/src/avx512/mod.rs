@@ -15,6 +15,7 @@ mod score;
 mod softmax;
 
 use crate::Avx512;
+use crate::element::Element;
 use crate::portable::portable_methods;
 use crate::product::{CodeTiles, Query};
 use crate::scan::{Queries, Sink, Tiles};
@@ -28,7 +29,7 @@ impl Avx512 {
         unsafe { order::kth_largest(values, k) }
     }
 
-    pub(crate) fn scores(self, query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    pub(crate) fn scores<E: Element>(self, query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { score::scores(query, rows, out) }
     }
@@ -54,7 +55,12 @@ impl Avx512 {
         unsafe { softmax::exp_weights(scores, scale, max_score, weights) }
     }
 
-    pub(crate) fn weighted_sum(self, weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+    pub(crate) fn weighted_sum<E: Element>(
+        self,
+        weights: &[f32],
+        rows: Rows<'_, E>,
+        out: &mut [f32],
+    ) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { softmax::weighted_sum(weights, rows, out) }
     }

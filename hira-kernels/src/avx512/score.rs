@@ -4,17 +4,18 @@ use core::arch::x86_64::*;
 
 use crate::TILE;
 use crate::avx2::score::{ahead, prefetch, sum_quads};
+use crate::element::Element;
 use crate::score::Rows;
 
 /// Four rows at a time: their chains of fused multiply-adds hide one another's latency.
-#[target_feature(enable = "avx512f,avx512dq")]
-pub(super) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn scores<E: Element>(query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
     assert_eq!(
         query.len(),
         rows.dim(),
         "rows have the dimension of the query"
     );
-    let distance = ahead(size_of_val(query));
+    let distance = ahead(query.len() * size_of::<E>());
     for i in 0..distance.min(out.len()) {
         prefetch(rows.gathered(i));
     }
@@ -37,28 +38,28 @@ pub(super) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn quad(query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn quad<E: Element>(query: &[f32], rows: [&[E]; 4]) -> [f32; 4] {
     let dim = query.len();
     assert!(rows.iter().all(|row| row.len() == dim));
     let mut acc = [_mm512_setzero_ps(); 4];
     let whole = dim - dim % TILE;
     for at in (0..whole).step_by(TILE) {
-        // SAFETY: `at + 16 <= whole <= dim`, the length of the query and, asserted above, of every row.
+        // SAFETY: `at + 16 <= whole <= dim`, the length of the query and, asserted above, of every row; the function has the features.
         unsafe {
             let q = _mm512_loadu_ps(query.as_ptr().add(at));
             for r in 0..4 {
-                acc[r] = _mm512_fmadd_ps(q, _mm512_loadu_ps(rows[r].as_ptr().add(at)), acc[r]);
+                acc[r] = _mm512_fmadd_ps(q, E::load16(rows[r].as_ptr().add(at)), acc[r]);
             }
         }
     }
     if whole < dim {
         let mask = (1u16 << (dim - whole)) - 1;
-        // SAFETY: the mask admits the `dim - whole` lanes that lie inside the query and every row.
+        // SAFETY: the mask admits the `dim - whole` lanes that lie inside the query and every row; the function has the features.
         unsafe {
             let q = _mm512_maskz_loadu_ps(mask, query.as_ptr().add(whole));
             for r in 0..4 {
-                let k = _mm512_maskz_loadu_ps(mask, rows[r].as_ptr().add(whole));
+                let k = E::load16_masked(rows[r].as_ptr().add(whole), mask);
                 acc[r] = _mm512_fmadd_ps(q, k, acc[r]);
             }
         }

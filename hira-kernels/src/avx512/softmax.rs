@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::avx2::score::{ahead, prefetch};
+use crate::element::Element;
 use crate::exp::{EXP, LN2_HI, LN2_LO, LOG2_E, OVERFLOW, UNDERFLOW};
 use crate::score::Rows;
 use crate::{TILE, lanes};
@@ -55,33 +56,38 @@ pub(super) fn store(register: __m512) -> [f32; TILE] {
 }
 
 /// Strips of up to eight registers of the output, each summed over all rows without leaving them.
-#[target_feature(enable = "avx512f")]
-pub(super) fn weighted_sum(weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn weighted_sum<E: Element>(weights: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
     assert_eq!(out.len(), rows.dim(), "the output is one row");
     for (i, strip) in out.chunks_mut(8 * TILE).enumerate() {
         let at = 8 * TILE * i;
         match strip.len().div_ceil(TILE) {
-            1 => weighted_strip::<1>(weights, rows, at, strip),
-            2 => weighted_strip::<2>(weights, rows, at, strip),
-            3 => weighted_strip::<3>(weights, rows, at, strip),
-            4 => weighted_strip::<4>(weights, rows, at, strip),
-            5 => weighted_strip::<5>(weights, rows, at, strip),
-            6 => weighted_strip::<6>(weights, rows, at, strip),
-            7 => weighted_strip::<7>(weights, rows, at, strip),
-            _ => weighted_strip::<8>(weights, rows, at, strip),
+            1 => weighted_strip::<E, 1>(weights, rows, at, strip),
+            2 => weighted_strip::<E, 2>(weights, rows, at, strip),
+            3 => weighted_strip::<E, 3>(weights, rows, at, strip),
+            4 => weighted_strip::<E, 4>(weights, rows, at, strip),
+            5 => weighted_strip::<E, 5>(weights, rows, at, strip),
+            6 => weighted_strip::<E, 6>(weights, rows, at, strip),
+            7 => weighted_strip::<E, 7>(weights, rows, at, strip),
+            _ => weighted_strip::<E, 8>(weights, rows, at, strip),
         }
     }
 }
 
 /// Adds columns `at..at + strip.len()` of the rows; `W` registers hold them, the last perhaps in part.
-#[target_feature(enable = "avx512f")]
-fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, strip: &mut [f32]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn weighted_strip<E: Element, const W: usize>(
+    weights: &[f32],
+    rows: Rows<'_, E>,
+    at: usize,
+    strip: &mut [f32],
+) {
     let last = strip.len() - (W - 1) * TILE;
     assert!((1..=TILE).contains(&last) && at + strip.len() <= rows.dim());
     let count = strip.len();
     let mut masks = [0xffff_u16; W];
     masks[W - 1] >>= TILE - last;
-    let distance = ahead(size_of_val(strip));
+    let distance = ahead(strip.len() * size_of::<E>());
     for i in 0..distance.min(weights.len()) {
         prefetch(rows.columns(i, at, count));
     }
@@ -97,8 +103,8 @@ fn weighted_strip<const W: usize>(weights: &[f32], rows: Rows<'_>, at: usize, st
         };
         let weight = _mm512_set1_ps(*weight);
         for v in 0..W {
-            // SAFETY: `row` is as long as the strip, whose lanes the masks admit.
-            let value = unsafe { _mm512_maskz_loadu_ps(masks[v], row.as_ptr().add(v * TILE)) };
+            // SAFETY: `row` is as long as the strip, whose lanes the masks admit; the function has the features.
+            let value = unsafe { E::load16_masked(row.as_ptr().add(v * TILE), masks[v]) };
             acc[v] = _mm512_fmadd_ps(weight, value, acc[v]);
         }
     }

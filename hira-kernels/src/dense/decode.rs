@@ -12,8 +12,9 @@
 
 use super::simd::{Block, Simd, exp, zeros};
 use super::tile::{Panel, Streams, tile};
-use super::{BELOW_ALL, DenseScratch, DenseShape, KeyRun, carve};
+use super::{BELOW_ALL, DenseScratch, DenseShape, carve};
 use crate::SoftmaxState;
+use crate::element::Element;
 
 /// Keys of a block: sixteen scores a query.
 const KEYS: usize = 16;
@@ -46,10 +47,10 @@ struct Group<'a> {
 }
 
 #[inline(always)]
-pub(super) fn decode<S: Simd>(
+pub(super) fn decode<S: Simd, E: Element>(
     simd: S,
     queries: &[f32],
-    run: KeyRun<'_>,
+    [keys, values]: [&[E]; 2],
     shape: DenseShape,
     states: &mut [SoftmaxState],
     scratch: &mut DenseScratch,
@@ -77,16 +78,16 @@ pub(super) fn decode<S: Simd>(
         rescale: carve(&mut rest, len),
     };
     group.start(queries);
-    let rows = run.keys.len() / shape.dim;
+    let rows = keys.len() / shape.dim;
     for first in (0..rows).step_by(FOLD) {
         let end = rows.min(first + FOLD);
         for from in (first..end).step_by(KEYS) {
             let to = end.min(from + KEYS);
-            group.scores(simd, &run.keys[from * shape.dim..to * shape.dim], to - from);
+            group.scores(simd, &keys[from * shape.dim..to * shape.dim], to - from);
             group.weigh(simd, to - from);
             group.values(
                 simd,
-                &run.values[from * shape.value_dim..to * shape.value_dim],
+                &values[from * shape.value_dim..to * shape.value_dim],
                 to - from,
             );
         }
@@ -120,25 +121,25 @@ impl Group<'_> {
 
     /// Canonical scores of up to sixteen keys for every query.
     #[inline(always)]
-    fn scores<S: Simd>(&mut self, simd: S, keys: &[f32], count: usize) {
+    fn scores<S: Simd, E: Element>(&mut self, simd: S, keys: &[E], count: usize) {
         let mut g = 0;
         while g < self.len {
             g += match self.len - g {
-                1 => self.scores_of::<S, 1>(simd, g, keys, count),
-                2 => self.scores_of::<S, 2>(simd, g, keys, count),
-                3 => self.scores_of::<S, 3>(simd, g, keys, count),
-                _ => self.scores_of::<S, 4>(simd, g, keys, count),
+                1 => self.scores_of::<S, E, 1>(simd, g, keys, count),
+                2 => self.scores_of::<S, E, 2>(simd, g, keys, count),
+                3 => self.scores_of::<S, E, 3>(simd, g, keys, count),
+                _ => self.scores_of::<S, E, 4>(simd, g, keys, count),
             };
         }
     }
 
     /// The same for queries `g..g + R`; returns `R`. Scores past the last key repeat it.
     #[inline(always)]
-    fn scores_of<S: Simd, const R: usize>(
+    fn scores_of<S: Simd, E: Element, const R: usize>(
         &mut self,
         simd: S,
         g: usize,
-        keys: &[f32],
+        keys: &[E],
         count: usize,
     ) -> usize {
         let dim = self.shape.dim;
@@ -149,11 +150,11 @@ impl Group<'_> {
             }
             let keys = std::array::from_fn(|i| &keys[(first + i).min(count - 1) * dim..][..dim]);
             let sums = if 4 * R * 16 <= S::DECODE_SUMS * S::LANES {
-                lanes_of::<S, R, 4>(simd, queries, keys)
+                lanes_of::<S, E, R, 4>(simd, queries, keys)
             } else if 2 * R * 16 <= S::DECODE_SUMS * S::LANES {
-                lanes_of::<S, R, 2>(simd, queries, keys)
+                lanes_of::<S, E, R, 2>(simd, queries, keys)
             } else {
-                lanes_of::<S, R, 1>(simd, queries, keys)
+                lanes_of::<S, E, R, 1>(simd, queries, keys)
             };
             for (r, sums) in sums.into_iter().enumerate() {
                 self.weights[(g + r) * KEYS + first..][..4].copy_from_slice(&simd.trees(sums));
@@ -205,25 +206,25 @@ impl Group<'_> {
 
     /// `acc = acc * rescale + sum of weight * value` over a block, for every query.
     #[inline(always)]
-    fn values<S: Simd>(&mut self, simd: S, values: &[f32], count: usize) {
+    fn values<S: Simd, E: Element>(&mut self, simd: S, values: &[E], count: usize) {
         let mut g = 0;
         while g < self.len {
             g += match self.len - g {
-                1 => self.values_of::<S, 1>(simd, g, values, count),
-                2 => self.values_of::<S, 2>(simd, g, values, count),
-                3 => self.values_of::<S, 3>(simd, g, values, count),
-                _ => self.values_of::<S, 4>(simd, g, values, count),
+                1 => self.values_of::<S, E, 1>(simd, g, values, count),
+                2 => self.values_of::<S, E, 2>(simd, g, values, count),
+                3 => self.values_of::<S, E, 3>(simd, g, values, count),
+                _ => self.values_of::<S, E, 4>(simd, g, values, count),
             };
         }
     }
 
     /// The same for queries `g..g + R`; returns `R`.
     #[inline(always)]
-    fn values_of<S: Simd, const R: usize>(
+    fn values_of<S: Simd, E: Element, const R: usize>(
         &mut self,
         simd: S,
         g: usize,
-        values: &[f32],
+        values: &[E],
         count: usize,
     ) -> usize {
         let dim = self.shape.value_dim;
@@ -234,29 +235,29 @@ impl Group<'_> {
         while column + S::LANES <= dim {
             let registers = (dim - column) / S::LANES;
             let used = if R * 8 <= S::DECODE_SUMS && registers >= 8 {
-                self.columns::<S, R, 8>(simd, g, values, column, count)
+                self.columns::<S, E, R, 8>(simd, g, values, column, count)
             } else if R * 4 <= S::DECODE_SUMS && registers >= 4 {
-                self.columns::<S, R, 4>(simd, g, values, column, count)
+                self.columns::<S, E, R, 4>(simd, g, values, column, count)
             } else if registers >= 2 {
-                self.columns::<S, R, 2>(simd, g, values, column, count)
+                self.columns::<S, E, R, 2>(simd, g, values, column, count)
             } else {
-                self.columns::<S, R, 1>(simd, g, values, column, count)
+                self.columns::<S, E, R, 1>(simd, g, values, column, count)
             };
             column += used * S::LANES;
         }
         if column < dim {
-            self.last_columns::<S, R>(simd, g, values, column);
+            self.last_columns::<S, E, R>(simd, g, values, column);
         }
         R
     }
 
     /// `V` registers of columns; returns `V`.
     #[inline(always)]
-    fn columns<S: Simd, const R: usize, const V: usize>(
+    fn columns<S: Simd, E: Element, const R: usize, const V: usize>(
         &mut self,
         simd: S,
         g: usize,
-        values: &[f32],
+        values: &[E],
         column: usize,
         count: usize,
     ) -> usize {
@@ -271,7 +272,7 @@ impl Group<'_> {
         };
         // SAFETY: `count` is at most sixteen, the weights of a query, and the rows of `values`; column + V * LANES is at
         // most a row.
-        let sums = unsafe { tile::<S, R, V>(simd, streams, panel, count) };
+        let sums = unsafe { tile::<S, E, R, V>(simd, streams, panel, count) };
         for (r, sums) in sums.into_iter().enumerate() {
             let rescale = simd.splat(self.rescale[g + r]);
             let acc = &mut self.acc[(g + r) * self.padded_value_dim + column..][..V * S::LANES];
@@ -286,11 +287,11 @@ impl Group<'_> {
 
     /// The columns past the last whole register.
     #[inline(always)]
-    fn last_columns<S: Simd, const R: usize>(
+    fn last_columns<S: Simd, E: Element, const R: usize>(
         &mut self,
         simd: S,
         g: usize,
-        values: &[f32],
+        values: &[E],
         column: usize,
     ) {
         let mut sums = [simd.splat(0.0); R];
@@ -348,26 +349,22 @@ impl Group<'_> {
 
 /// Loads one value of every cache line, in order.
 #[inline(always)]
-fn fetch(values: &[f32]) {
-    std::hint::black_box(
-        values
-            .iter()
-            .step_by(16)
-            .fold(0, |bits, value| bits ^ value.to_bits()),
-    );
+fn fetch<E: Element>(values: &[E]) {
+    let lines = values.iter().step_by(64 / size_of::<E>());
+    std::hint::black_box(lines.fold(0, |bits, value| bits ^ value.bits()));
 }
 
 /// The sixteen lanes of the canonical score of four keys for `R` queries, `K` keys at a time.
 #[inline(always)]
-fn lanes_of<S: Simd, const R: usize, const K: usize>(
+fn lanes_of<S: Simd, E: Element, const R: usize, const K: usize>(
     simd: S,
     queries: &[f32],
-    keys: [&[f32]; 4],
+    keys: [&[E]; 4],
 ) -> [[Block<S>; 4]; R] {
     let dim = keys[0].len();
     let mut sums = [[zeros(simd); 4]; R];
     for first in (0..4).step_by(K) {
-        let keys: [&[f32]; K] = std::array::from_fn(|k| &keys[first + k][..dim]);
+        let keys: [&[E]; K] = std::array::from_fn(|k| &keys[first + k][..dim]);
         let mut lanes = [[zeros(simd); K]; R];
         let whole = dim / 16 * 16;
         for block in (0..whole).step_by(16) {

@@ -1,6 +1,7 @@
 //! [`Simd`] in plain Rust: four lanes, the width of the vector registers that every 64-bit target has.
 
 use super::simd::{Block, Simd};
+use crate::element::Element;
 use crate::lanes::tree;
 
 /// The token of the portable kernel.
@@ -61,9 +62,9 @@ impl Simd for Portable {
         lanes(|i| f32::from_bits(x[i].to_bits().wrapping_add(power[i].to_bits() << 23)))
     }
     #[inline(always)]
-    unsafe fn load(self, from: *const f32) -> [f32; 4] {
+    unsafe fn load<E: Element>(self, from: *const E) -> [f32; 4] {
         // SAFETY: the caller promises that four values are readable.
-        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+        unsafe { from.cast::<[E; 4]>().read_unaligned() }.map(E::widen)
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: [f32; 4]) {
@@ -71,11 +72,11 @@ impl Simd for Portable {
         unsafe { to.cast::<[f32; 4]>().write_unaligned(x) }
     }
     #[inline(always)]
-    unsafe fn load_head(self, from: *const f32, len: usize) -> [f32; 4] {
+    unsafe fn load_head<E: Element>(self, from: *const E, len: usize) -> [f32; 4] {
         let mut x = [0.0; 4];
         for (i, lane) in x.iter_mut().enumerate().take(len) {
             // SAFETY: `i < len`, and the caller promises that `len` values are readable.
-            *lane = unsafe { from.add(i).read() };
+            *lane = unsafe { from.add(i).read() }.widen();
         }
         x
     }

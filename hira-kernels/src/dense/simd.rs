@@ -5,6 +5,7 @@
 //! whole into one `#[target_feature]` entry for each token. Every operation is one IEEE operation a lane, identical
 //! in all three, so a kernel whose lanes never meet gives the same bits on all of them.
 
+use crate::element::Element;
 use crate::exp::{EXP, LN2_HI, LN2_LO, LOG2_E, UNDERFLOW};
 
 /// `1.5 * 2^23`: adding it rounds to an integer and leaves that in the low bits of the mantissa.
@@ -48,21 +49,21 @@ pub(crate) trait Simd: Copy {
     /// `x * 2^n` where `power` is `1.5 * 2^23 + n`: its low bits, shifted, are added to the exponent of `x`.
     fn shift_exponent(self, x: Self::V, power: Self::V) -> Self::V;
 
-    /// Reads a register.
+    /// Reads a register, widened.
     ///
     /// # Safety
     /// `LANES` values at `from` are readable.
-    unsafe fn load(self, from: *const f32) -> Self::V;
+    unsafe fn load<E: Element>(self, from: *const E) -> Self::V;
     /// Writes a register.
     ///
     /// # Safety
     /// `LANES` values at `to` are writable.
     unsafe fn store(self, to: *mut f32, x: Self::V);
-    /// Reads `len < LANES` values; the other lanes are +0.
+    /// Reads `len < LANES` values, widened; the other lanes are +0.
     ///
     /// # Safety
     /// `len` values at `from` are readable.
-    unsafe fn load_head(self, from: *const f32, len: usize) -> Self::V;
+    unsafe fn load_head<E: Element>(self, from: *const E, len: usize) -> Self::V;
 }
 
 /// Sixteen zeros.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{DenseScratch, DenseShape, KeyRun, QueryBlock, RowStrides};
-use crate::{Kernel, SoftmaxState};
+use crate::{Kernel, Precision, SoftmaxState, StoredVec};
 
 /// Values in `[-1, 1)` from a seed.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -97,21 +97,22 @@ impl Case {
     /// Rows `from..to`.
     fn run(&self, from: usize, to: usize) -> KeyRun<'_> {
         let DenseShape { dim, value_dim, .. } = self.shape;
-        KeyRun {
-            keys: &self.keys[from * dim..to * dim],
-            values: &self.values[from * value_dim..to * value_dim],
-        }
+        let values = &self.values[from * value_dim..to * value_dim];
+        KeyRun::new(&self.keys[from * dim..to * dim], values)
     }
 
-    /// The runs between the given cuts, which ascend.
-    fn runs(&self, cuts: &[usize]) -> Vec<KeyRun<'_>> {
+    /// The bounds of the runs between the given cuts, which ascend.
+    fn bounds(&self, cuts: &[usize]) -> Vec<(usize, usize)> {
         let mut bounds = vec![0];
         bounds.extend(cuts.iter().map(|&cut| cut.min(self.len())));
         bounds.push(self.len());
-        bounds
-            .windows(2)
-            .map(|pair| self.run(pair[0], pair[1]))
-            .collect()
+        bounds.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    /// The runs between the given cuts.
+    fn runs(&self, cuts: &[usize]) -> Vec<KeyRun<'_>> {
+        let bounds = self.bounds(cuts).into_iter();
+        bounds.map(|(from, to)| self.run(from, to)).collect()
     }
 
     fn states(&self) -> Vec<SoftmaxState> {
@@ -124,8 +125,17 @@ impl Case {
         cuts: &[usize],
         scratch: &mut DenseScratch,
     ) -> Vec<SoftmaxState> {
+        self.decode_runs(kernel, &self.runs(cuts), scratch)
+    }
+
+    fn decode_runs(
+        &self,
+        kernel: Kernel,
+        runs: &[KeyRun<'_>],
+        scratch: &mut DenseScratch,
+    ) -> Vec<SoftmaxState> {
         let mut states = self.states();
-        for run in self.runs(cuts) {
+        for &run in runs {
             kernel.dense_decode_into(&self.queries, run, self.shape, &mut states, scratch);
         }
         states
@@ -148,6 +158,15 @@ impl Case {
 
     /// Prefill of the last positions, with queries `[L, G, D]` and output `[G, L, Dv]`.
     fn prefill(&self, kernel: Kernel, cuts: &[usize], scratch: &mut DenseScratch) -> Vec<f32> {
+        self.prefill_runs(kernel, &self.runs(cuts), scratch)
+    }
+
+    fn prefill_runs(
+        &self,
+        kernel: Kernel,
+        runs: &[KeyRun<'_>],
+        scratch: &mut DenseScratch,
+    ) -> Vec<f32> {
         let DenseShape { dim, value_dim, .. } = self.shape;
         let len = self.queries.len() / (dim * self.heads);
         let block = QueryBlock {
@@ -158,14 +177,7 @@ impl Case {
             out: RowStrides::head_major(len, value_dim),
         };
         let mut out = vec![f32::NAN; len * self.heads * value_dim];
-        kernel.dense_prefill_into(
-            &self.queries,
-            &self.runs(cuts),
-            self.shape,
-            block,
-            &mut out,
-            scratch,
-        );
+        kernel.dense_prefill_into(&self.queries, runs, self.shape, block, &mut out, scratch);
         out
     }
 
@@ -179,7 +191,8 @@ impl Case {
         for (row, query) in self.queries.chunks_exact(dim).enumerate() {
             let (position, head) = (row / self.heads, row % self.heads);
             let seen = self.run(0, self.len() - len + position + 1);
-            let expected = attention_naive(query, seen.keys, seen.values, value_dim, scale);
+            let (keys, values) = (seen.keys.widened(), seen.values.widened());
+            let expected = attention_naive(query, &keys, &values, value_dim, scale);
             let found = &out[(head * len + position) * value_dim..][..value_dim];
             assert_close(found, &expected, tolerance * max_abs(&self.values), what);
         }
@@ -334,6 +347,77 @@ fn prefill_in_parts_gives_the_whole() {
             }
         }
     }
+}
+
+/// `case` with its rows rounded to `precision`, and the same rows as they are stored.
+fn stored(mut case: Case, precision: Precision) -> (Case, [StoredVec; 2]) {
+    for values in [&mut case.keys, &mut case.values] {
+        values.iter_mut().for_each(|x| *x = precision.round(*x));
+    }
+    let rows = [&case.keys, &case.values].map(|values| StoredVec::rounded(precision, values));
+    (case, rows)
+}
+
+/// Runs of stored rows between the given cuts.
+fn stored_runs<'a>(case: &Case, rows: &'a [StoredVec; 2], cuts: &[usize]) -> Vec<KeyRun<'a>> {
+    let DenseShape { dim, value_dim, .. } = case.shape;
+    let run = |(from, to)| {
+        let keys = rows[0].as_slice().slice(from * dim..to * dim);
+        KeyRun::new(
+            keys,
+            rows[1].as_slice().slice(from * value_dim..to * value_dim),
+        )
+    };
+    case.bounds(cuts).into_iter().map(run).collect()
+}
+
+#[test]
+fn stored_rows_give_the_bits_of_their_widened_rows() {
+    let mut scratch = DenseScratch::new();
+    for (i, &dim) in DIMS.iter().chain(&[24, 20, 7]).enumerate() {
+        for (heads, len) in [(1, 1), (3, 15), (4, 33), (8, 200), (3, 1100)] {
+            for precision in [Precision::F16, Precision::Bf16] {
+                let dims = (dim, DIMS[(i * 3 + heads) % 8]);
+                let (case, rows) = stored(Case::new(dims, heads, 1, len, i as u64), precision);
+                let cuts = [len / 3, len / 2 + 1];
+                let expected = case.decode(Kernel::best(), &cuts, &mut scratch);
+                case.check_decode(&expected, 1e-5, precision.name());
+                let runs = stored_runs(&case, &rows, &cuts);
+                for kernel in Kernel::available() {
+                    let found = case.decode_runs(kernel, &runs, &mut scratch);
+                    assert_eq!(found, expected, "{} {precision} {dims:?}", kernel.name());
+                }
+            }
+        }
+        for (heads, positions, before) in [(1, 1, 0), (3, 17, 70), (4, 65, 1), (3, 1, 130)] {
+            for precision in [Precision::F16, Precision::Bf16] {
+                let dims = (dim, DIMS[(i * 5 + heads) % 8]);
+                let len = before + positions;
+                let case = Case::new(dims, heads, positions, len, i as u64);
+                let (case, rows) = stored(case, precision);
+                let cuts = [len / 3, len / 2 + 1];
+                let expected = case.prefill(Kernel::best(), &cuts, &mut scratch);
+                case.check_prefill(&expected, 1e-5, precision.name());
+                let mut runs = stored_runs(&case, &rows, &cuts);
+                for kernel in Kernel::available() {
+                    let found = case.prefill_runs(kernel, &runs, &mut scratch);
+                    assert_eq!(found, expected, "{} {precision} {dims:?}", kernel.name());
+                }
+                // A run may be stored in another precision than the next.
+                runs[0] = case.runs(&cuts)[0];
+                let found = case.prefill_runs(Kernel::best(), &runs, &mut scratch);
+                assert_eq!(found, expected);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "keys and values are stored alike")]
+fn a_run_of_two_precisions_panics() {
+    let (case, rows) = stored(Case::new((4, 2), 1, 1, 5, 1), Precision::F16);
+    let run = KeyRun::new(&rows[0], &case.values);
+    case.decode_runs(Kernel::best(), &[run], &mut DenseScratch::new());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The micro-kernel that every product of this module runs on: a few broadcast streams against a panel of registers.
 
 use super::simd::Simd;
+use crate::element::Element;
 
 /// `R` streams of scalars: element `t` of stream `i` is `from[i][t * step]`.
 #[derive(Clone, Copy)]
@@ -11,8 +12,8 @@ pub(crate) struct Streams<const R: usize> {
 
 /// Rows of registers: register `v` of row `t` starts at `from[t * step + v * LANES]`.
 #[derive(Clone, Copy)]
-pub(crate) struct Panel {
-    pub(crate) from: *const f32,
+pub(crate) struct Panel<E> {
+    pub(crate) from: *const E,
     pub(crate) step: usize,
 }
 
@@ -25,10 +26,10 @@ pub(crate) struct Panel {
 /// # Safety
 /// For every `t < count`, element `t` of every stream and `V` registers of panel row `t` are readable.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
+pub(crate) unsafe fn tile<S: Simd, E: Element, const R: usize, const V: usize>(
     simd: S,
     streams: Streams<R>,
-    panel: Panel,
+    panel: Panel<E>,
     count: usize,
 ) -> [[S::V; V]; R] {
     let mut sums = [[simd.splat(0.0); V]; R];

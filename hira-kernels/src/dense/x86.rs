@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::simd::{Block, Simd};
+use crate::element::Element;
 use crate::{Avx2, Avx512};
 
 /// Calls an intrinsic that needs only the features of the token in scope.
@@ -69,9 +70,9 @@ impl Simd for Avx2 {
         )))
     }
     #[inline(always)]
-    unsafe fn load(self, from: *const f32) -> __m256 {
+    unsafe fn load<E: Element>(self, from: *const E) -> __m256 {
         // SAFETY: the token, and the caller's promise that eight values are readable; unaligned is allowed.
-        unsafe { _mm256_loadu_ps(from) }
+        unsafe { E::load8(from) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: __m256) {
@@ -79,18 +80,10 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(to, x) }
     }
     #[inline(always)]
-    unsafe fn load_head(self, from: *const f32, len: usize) -> __m256 {
-        // SAFETY: the token; lanes past `len` are masked off and not touched.
-        unsafe { _mm256_maskload_ps(from, head_mask(len)) }
+    unsafe fn load_head<E: Element>(self, from: *const E, len: usize) -> __m256 {
+        // SAFETY: the token, and the caller's promise that `len` values are readable.
+        unsafe { E::load8_head(from, len) }
     }
-}
-
-/// All bits set in the first `len` lanes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn head_mask(len: usize) -> __m256i {
-    let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    _mm256_cmpgt_epi32(_mm256_set1_epi32(len as i32), lane)
 }
 
 /// Lanes 16 -> 8: lane `l` and lane `l + 8`.
@@ -182,9 +175,9 @@ impl Simd for Avx512 {
         )))
     }
     #[inline(always)]
-    unsafe fn load(self, from: *const f32) -> __m512 {
+    unsafe fn load<E: Element>(self, from: *const E) -> __m512 {
         // SAFETY: the token, and the caller's promise that sixteen values are readable; unaligned is allowed.
-        unsafe { _mm512_loadu_ps(from) }
+        unsafe { E::load16(from) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, x: __m512) {
@@ -192,8 +185,8 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(to, x) }
     }
     #[inline(always)]
-    unsafe fn load_head(self, from: *const f32, len: usize) -> __m512 {
-        // SAFETY: the token; lanes past `len` are masked off and not touched.
-        unsafe { _mm512_maskz_loadu_ps((1u16 << len) - 1, from) }
+    unsafe fn load_head<E: Element>(self, from: *const E, len: usize) -> __m512 {
+        // SAFETY: the token, and the caller's promise that `len` values are readable.
+        unsafe { E::load16_masked(from, (1u16 << len) - 1) }
     }
 }

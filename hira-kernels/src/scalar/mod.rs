@@ -9,10 +9,12 @@ pub(crate) use scan::{intervals, scan_block};
 pub(crate) use crate::boxes::box_sums;
 pub(crate) use crate::columns::{add_columns, rows_below};
 pub(crate) use crate::order::kth_largest;
+pub(crate) use crate::precision::round_values;
 pub(crate) use crate::product::encode as product_encode;
 pub(crate) use crate::scan::tail_weight;
 pub(crate) use crate::sketch::quantise_keys;
 
+use crate::element::Element;
 use crate::exp::exp;
 use crate::score::Rows;
 use crate::softmax::add_lanes;
@@ -31,7 +33,7 @@ pub(crate) fn product_tables(
     tables.fill(group, product, centre);
 }
 
-pub(crate) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+pub(crate) fn scores<E: Element>(query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
     for (i, out) in out.iter_mut().enumerate() {
         if let Some(key) = rows.get(i) {
             *out = score(query, key);
@@ -39,7 +41,7 @@ pub(crate) fn scores(query: &[f32], rows: Rows<'_>, out: &mut [f32]) {
     }
 }
 
-fn score(query: &[f32], key: &[f32]) -> f32 {
+fn score<E: Element>(query: &[f32], key: &[E]) -> f32 {
     let mut acc = [0.0f32; TILE];
     for block in 0..query.len().div_ceil(TILE) {
         let (q, k) = (lanes::load(query, block), lanes::load(key, block));
@@ -61,11 +63,11 @@ pub(crate) fn exp_weights(scores: &[f32], scale: f32, max_score: f32, weights: &
     lanes::tree(sums)
 }
 
-pub(crate) fn weighted_sum(weights: &[f32], rows: Rows<'_>, out: &mut [f32]) {
+pub(crate) fn weighted_sum<E: Element>(weights: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
     for (i, &weight) in weights.iter().enumerate() {
         if let Some(row) = rows.get(i) {
             for (out, &value) in out.iter_mut().zip(row) {
-                *out = weight.mul_add(value, *out);
+                *out = weight.mul_add(value.widen(), *out);
             }
         }
     }

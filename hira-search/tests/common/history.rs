@@ -7,12 +7,13 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use half::{bf16, f16};
 use hira_index::{
     BuilderConfig, DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, IndexError,
     KMeansBuilder, KMeansStart, KdAxis, KdTreeBuilder, ProductConfig, RandomizedBuilder,
     RebuildTrigger, RebuildUpdater, UpdateConfig,
 };
-use hira_kernels::{Kernel, MAX_NORM};
+use hira_kernels::{Kernel, MAX_NORM, Precision};
 use hira_search::{HalfspaceSearcher, Scratch, SearchConfig, SearchError, Selection};
 use hira_threshold::ThresholdRule;
 
@@ -116,6 +117,27 @@ pub(crate) const VARIANTS: &[Variant] = &[
             }))
             .with_background(true)
     }),
+    variant("f16", |config| config.with_precision(Precision::F16)),
+    variant("bf16", |config| config.with_precision(Precision::Bf16)),
+    variant("f16, product codes, dynamic, in the background", |config| {
+        config
+            .with_precision(Precision::F16)
+            .with_product(Some(ProductConfig::default().with_subvectors(3)))
+            .with_update(UpdateConfig::Dynamic(DynamicUpdater {
+                base: 24,
+                ..DynamicUpdater::default()
+            }))
+            .with_background(true)
+    }),
+    variant("bf16, kd-tree, incremental", |config| {
+        config
+            .with_precision(Precision::Bf16)
+            .with_builder(BuilderConfig::KdTree(KdTreeBuilder::default()))
+            .with_update(UpdateConfig::Incremental(IncrementalUpdater {
+                every: 13,
+                rebuild_every: 3,
+            }))
+    }),
 ];
 
 const fn variant(name: &'static str, apply: fn(IndexConfig) -> IndexConfig) -> Variant {
@@ -172,8 +194,28 @@ impl Shape {
         (self.variant().apply)(config)
     }
 
-    /// Rows of this content; the same `seed` gives the same rows again.
+    fn precision(&self) -> Precision {
+        self.config().precision
+    }
+
+    /// Rows of this content that the precision can hold; the same `seed` gives the same rows again.
     fn rows(&self, content: u8, count: usize, seed: u8) -> Vec<f32> {
+        let mut rows = self.rows_of_any_size(content, count, seed);
+        match self.precision() {
+            Precision::F32 => {}
+            Precision::F16 => rows
+                .iter_mut()
+                .for_each(|x| *x = x.clamp(-65_504.0, 65_504.0)),
+            // A norm just below the limit must not be rounded up to it.
+            Precision::Bf16 => rows
+                .iter_mut()
+                .filter(|x| x.abs() > 1e15)
+                .for_each(|x| *x *= 0.99),
+        }
+        rows
+    }
+
+    fn rows_of_any_size(&self, content: u8, count: usize, seed: u8) -> Vec<f32> {
         let seed = u64::from(self.seed) << 8 | u64::from(seed);
         let (dim, content) = (self.dim(), usize::from(content % CONTENTS));
         match ROWS.get(content) {
@@ -194,6 +236,16 @@ impl Shape {
             }
         }
     }
+}
+
+/// What is stored of `keys`; nothing of the library computes it.
+fn stored(precision: Precision, keys: &[f32]) -> Vec<f32> {
+    let stored = |&x: &f32| match precision {
+        Precision::F32 => x,
+        Precision::F16 => f16::from_f32_const(x).to_f32_const(),
+        Precision::Bf16 => bf16::from_f32_const(x).to_f32_const(),
+    };
+    keys.iter().map(stored).collect()
 }
 
 fn nth<T>(list: &[T], i: u8) -> &T {
@@ -403,7 +455,7 @@ impl<'a> Runner<'a> {
                 let keys = shape.rows(shape.content, *rows as usize, *seed);
                 let appended = pair.index.append(&keys);
                 appended.map_err(|error| format!("good keys were refused: {error}"))?;
-                Arc::make_mut(&mut pair.keys).extend_from_slice(&keys);
+                Arc::make_mut(&mut pair.keys).extend(stored(shape.precision(), &keys));
             }
             Op::Refused { rows, flaw, seed } => refused(shape, pair, *rows, *flaw, *seed)?,
             Op::Truncate { keep, less } => {
@@ -544,8 +596,22 @@ fn refused(shape: &Shape, pair: &mut Pair, rows: u8, flaw: Flaw, seed: u8) -> Re
             }
         }
         Flaw::Norm => {
-            batch[at] = MAX_NORM;
-            IndexError::Magnitude { row }
+            let precision = shape.precision();
+            // In bf16 both are to be had: what rounds to an infinity, and what rounds to the limit.
+            let beyond = precision == Precision::Bf16 && seed % 2 == 1;
+            batch[at] = match precision {
+                _ if beyond => f32::MAX,
+                Precision::Bf16 => MAX_NORM.next_down(),
+                _ => MAX_NORM,
+            };
+            match beyond || precision == Precision::F16 {
+                true => IndexError::Overflow {
+                    row,
+                    column,
+                    precision,
+                },
+                false => IndexError::Magnitude { row },
+            }
         }
         Flaw::Infinity => {
             batch[at] = f32::NEG_INFINITY;
@@ -619,7 +685,7 @@ fn check_keys(pair: &Pair, dim: usize) -> Result<(), String> {
         let bits = |key: &[f32]| key.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         index
             .key(position)
-            .is_some_and(|key| bits(key) == bits(expected))
+            .is_some_and(|key| bits(&key.widened()) == bits(expected))
     };
     let step = len.div_ceil(COMPARED_KEYS).max(1);
     match (0..len).step_by(step).find(|&position| !same(position)) {
