@@ -1,6 +1,6 @@
 //! The sketch of one segment: owned tiles that grow at the end.
 
-use hira_kernels::{Kernel, Line, SketchView, TILE, tile_lines};
+use hira_kernels::{Kernel, Line, SketchView, TILE, prefer_large_pages, tile_lines};
 
 use crate::memory;
 
@@ -37,6 +37,7 @@ impl Sketch {
         let tiles = len.div_ceil(TILE);
         self.lines
             .reserve_exact((tiles * tile_lines(self.dim)).saturating_sub(self.lines.len()));
+        prefer_large_pages(&mut self.lines);
         self.norms
             .reserve_exact(tiles.saturating_sub(self.norms.len()));
     }
@@ -76,7 +77,10 @@ impl Sketch {
 /// memory is unused, where doubling would leave half.
 fn reserve<T>(values: &mut Vec<T>, needed: usize, least: usize, most: usize) {
     let capacity = growth(values.capacity(), needed, least, most);
-    values.reserve_exact(capacity - values.len());
+    if capacity > values.capacity() {
+        values.reserve_exact(capacity - values.len());
+        prefer_large_pages(values);
+    }
 }
 
 /// The capacity that follows `capacity` when `needed` elements have to fit, as [`reserve`] says.

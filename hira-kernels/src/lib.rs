@@ -63,6 +63,7 @@ mod kernel;
 mod lanes;
 mod nearest;
 mod order;
+mod pages;
 mod precision;
 mod product;
 mod query;
@@ -86,6 +87,7 @@ pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
 pub use kernel::{Avx2, Avx512};
 pub use nearest::Centroids;
+pub use pages::prefer_large_pages;
 pub use precision::Precision;
 pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};
 pub use query::{QueryGroup, SegmentOffsets};

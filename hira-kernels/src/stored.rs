@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::Precision;
+use crate::{Precision, prefer_large_pages};
 
 /// Values of exact rows, row by row, in the precision in which they are stored.
 ///
@@ -220,9 +220,15 @@ impl StoredVec {
         self.capacity() * self.precision().bytes()
     }
 
-    /// Makes room for `additional` values more, and for no others.
+    /// Makes room for `additional` values more, and for no others; see [`prefer_large_pages`].
     pub fn reserve_exact(&mut self, additional: usize) {
-        for_vectors!(self, values => values.reserve_exact(additional));
+        for_vectors!(self, values => {
+            let before = values.capacity();
+            values.reserve_exact(additional);
+            if values.capacity() > before {
+                prefer_large_pages(values);
+            }
+        });
     }
 
     /// Gives back the room that is not used.

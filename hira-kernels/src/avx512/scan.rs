@@ -36,8 +36,10 @@ impl<'a, const G: usize> Group<'a, G> {
 ///
 /// `U` lines at a time have accumulators of their own: `2 G U` of them hide the four cycles of `vpdpbusd` from four on.
 /// One tile after the other, because the fetch of lines follows one ascending address: with two tiles side by side a
-/// scan from memory ran at under half the speed, whatever was prefetched, and software prefetches
-/// gained nothing.
+/// scan from memory ran at under half the speed, whatever was prefetched. Software prefetches of 1 to 20 KiB ahead, into either cache, lose 4 to 25 %.
+///
+/// At `G = 3` the 96 `vpdpbusd` of a tile (D 64) leave little: it runs at 34 GB/s from the second cache without tail sums and at 27 with them, where
+/// a plain read of memory reaches 24 to 31. So what a scan from memory gains from large pages is 1.26 times at `G = 3` and 1.6 at `G = 1`.
 ///
 /// Inlined by force, with its accumulators: a call would pass them through memory (half the speed at `G = 3`).
 ///
@@ -257,6 +259,9 @@ pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
 }
 
 /// [`crate::scan::exp2_up`] in sixteen lanes, bit for bit; lanes with `y > 0` hold anything.
+///
+/// A chord between whole exponents with a table of sixteen factors takes 7 operations instead of 12 and makes tails 0.4 % larger: it
+/// gains 8 % from the second cache, and nothing from memory.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn exp2_up(y: __m512) -> __m512 {
