@@ -36,7 +36,7 @@ impl<'a, const G: usize> Group<'a, G> {
 ///
 /// `U` lines at a time have accumulators of their own: `2 G U` of them hide the four cycles of `vpdpbusd` from four on.
 /// One tile after the other, because the fetch of lines follows one ascending address: with two tiles side by side a
-/// scan from memory ran at under half the speed, whatever was prefetched. Software prefetches of 1 to 20 KiB ahead, into either cache, lose 4 to 25 %.
+/// scan from memory ran at under half the speed, whatever was prefetched. Software prefetches of 1 to 20 KiB ahead, into either cache, lose 2 to 46 %, most at 2 KiB.
 ///
 /// At `G = 3` the 96 `vpdpbusd` of a tile (D 64) leave little: it runs at 34 GB/s from the second cache without tail sums and at 27 with them, where
 /// a plain read of memory reaches 24 to 31. So what a scan from memory gains from large pages is 1.26 times at `G = 3` and 1.6 at `G = 1`.
