@@ -108,37 +108,55 @@ impl HostAttention {
         layer: usize,
         out: &mut [f32],
     ) -> Result<AttentionReport, AttentionError> {
+        let mut report = AttentionReport::new(layer, 0);
+        self.forward_reusing(heads, q, k, v, cache, layer, out, &mut report)?;
+        Ok(report)
+    }
+
+    /// As [`forward_into`](Self::forward_into), into a report whose memory is reused.
+    ///
+    /// In steady state a decode step on one thread then allocates nothing. With helpers, rayon allocates one small job for each.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_into`](Self::forward_into); the report is then unspecified too.
+    #[expect(clippy::too_many_arguments)]
+    pub fn forward_reusing(
+        &self,
+        heads: usize,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        cache: &mut HiraCache,
+        layer: usize,
+        out: &mut [f32],
+        report: &mut AttentionReport,
+    ) -> Result<(), AttentionError> {
         let call = self.check(heads, q, k, cache, layer, out)?;
         cache.append(layer, k, v)?;
         let layer_cache = cache.layer_mut(layer)?;
-        let attended = if call.tokens == 0 {
-            Ok(vec![HeadReport::new(); heads * layer_cache.sequences()])
-        } else {
-            self.attend(call, q, layer_cache.heads_mut(), out)
-        };
-        match attended {
-            Ok(heads) => {
-                let report = AttentionReport {
-                    layer,
-                    stored: call.before + call.tokens,
-                    heads,
-                };
-                tracing::debug!(
-                    layer,
-                    stored = report.stored,
-                    density = report.density(),
-                    scanned_fraction = report.scanned_fraction(),
-                    dropped_mass_bound = report.dropped_mass_bound(),
-                    output_error_bound = report.output_error_bound(),
-                    "attention"
-                );
-                Ok(report)
-            }
-            Err(error) => {
+        report.layer = layer;
+        report.stored = call.before + call.tokens;
+        report.heads.clear();
+        let queries = heads * layer_cache.sequences();
+        report.heads.resize(queries, HeadReport::new());
+        if call.tokens > 0 {
+            let attended = self.attend(call, q, layer_cache.heads_mut(), out, &mut report.heads);
+            if let Err(error) = attended {
                 layer_cache.truncate(call.before);
-                Err(error.into())
+                return Err(error.into());
             }
         }
+        tracing::debug!(
+            layer,
+            stored = report.stored,
+            density = report.density(),
+            scanned_fraction = report.scanned_fraction(),
+            dropped_mass_bound = report.dropped_mass_bound(),
+            output_error_bound = report.output_error_bound(),
+            "attention"
+        );
+        Ok(())
     }
 
     /// Everything about shapes and queries; keys and values are checked by the cache.
@@ -228,16 +246,16 @@ impl HostAttention {
         q: &[f32],
         heads: &mut [HeadCache],
         out: &mut [f32],
-    ) -> Result<Vec<HeadReport>, SearchError> {
-        let mut reports = vec![HeadReport::new(); heads.len() * call.group];
+        reports: &mut [HeadReport],
+    ) -> Result<(), SearchError> {
         let block = self.dense_prefix(call);
         if block > 0 {
-            self.attend_block(call, block, q, heads, out, &mut reports);
+            self.attend_block(call, block, q, heads, out, reports);
         }
         if block < call.tokens {
-            self.attend_heads(call, block, q, heads, out, &mut reports)?;
+            self.attend_heads(call, block, q, heads, out, reports)?;
         }
-        Ok(reports)
+        Ok(())
     }
 
     /// The tokens from `block` on, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
