@@ -11,7 +11,7 @@ pub struct Turns {
     pub rows: usize,
     /// Contenders.
     pub contenders: usize,
-    /// Whether each contender takes [`WARM_RUN`] rows in a run on one copy.
+    /// Whether each contender takes `WARM_RUN` rows in a run on one copy.
     pub warm: bool,
 }
 
