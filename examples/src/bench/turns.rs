@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+
 /// How the calls of a scenario follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turns {
@@ -56,11 +58,16 @@ impl Turns {
             .map(move |start| start..rows.min(start + length))
     }
 
-    /// The calls of one block. Each contender is first as often as the others.
+    /// The calls of one block, each turn in a new order: what a contender leaves behind (its code in the caches, a thread that is still awake) is
+    /// no one's gain more than another's. In a fixed order a dense step of 512 keys took 55 us after Burn's and 39 us after our own.
     ///
     /// Contenders whose copies share memory never follow each other on the same copy: the numbers of their copies are far apart.
     pub fn of(&self, block: Range<usize>) -> Vec<Turn> {
-        let order = |shift: usize| (0..self.contenders).map(move |i| (i + shift) % self.contenders);
+        let order = |turn: usize| {
+            let mut order: Vec<usize> = (0..self.contenders).collect();
+            order.shuffle(&mut StdRng::seed_from_u64(turn as u64));
+            order
+        };
         let mut turns = Vec::new();
         if self.warm {
             for contender in order(block.start / WARM_RUN) {
@@ -75,7 +82,8 @@ impl Turns {
         }
         for row in block {
             for step in 0..self.copies {
-                turns.extend(order(row + step).map(|contender| Turn {
+                let order = order(row * self.copies + step).into_iter();
+                turns.extend(order.map(|contender| Turn {
                     contender,
                     copy: (step + contender * self.copies / self.contenders) % self.copies,
                     row,
