@@ -112,7 +112,12 @@ impl HiraCache {
     /// [`CacheError`] for a missing layer, a wrong length, too many tokens, a non-finite or too large row, or a memory
     /// budget that would be exceeded. The cache is then unchanged.
     pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
-        let tokens = self.layer(layer)?.check(keys, values)?;
+        let layer_cache = self.layer(layer)?;
+        // What the heads miss in the caches then comes while rows are checked, and for all heads at a time.
+        for head in layer_cache.heads() {
+            head.index().prefetch_end();
+        }
+        let tokens = layer_cache.check(keys, values)?;
         if self.config.budget.limit().is_some() {
             let requested = tokens * self.bytes_per_token();
             let used = self.memory().total();

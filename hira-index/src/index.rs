@@ -107,6 +107,11 @@ impl HierarchicalIndex {
         Ok(rows)
     }
 
+    /// Has the processor fetch what the next key is written to, without waiting for it: a hint, for whoever appends to several indexes in turn.
+    pub fn prefetch_end(&self) {
+        self.open.prefetch_end();
+    }
+
     /// Appends the rows of `keys`, [rounded](hira_kernels::Precision::round) to [`IndexConfig::precision`], all or none.
     ///
     /// They can be searched at once. What becomes of the open segment, and when, is up to [`IndexConfig::update`]; one that reaches its

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use hira_kernels::{Kernel, ProductView, SketchView, StoredSlice, StoredVec, TILE};
+use hira_kernels::{Kernel, ProductView, SketchView, StoredSlice, StoredVec, TILE, prefetch};
 
 use crate::level::Level;
 use crate::sketch::{Sketch, growth};
@@ -282,6 +282,14 @@ impl Segment {
         let (least, most) = (TILE * self.dim, limit * self.dim);
         let capacity = growth(self.keys.capacity(), needed, least, most);
         self.keys.reserve_exact(capacity - self.keys.len());
+    }
+
+    /// Has the processor fetch what the next key is written to.
+    pub(crate) fn prefetch_end(&self) {
+        prefetch(&self.centre);
+        if let Some(sketch) = &self.sketch {
+            sketch.prefetch_end();
+        }
     }
 
     /// Sketches the rows from value `first` on, which were just appended.

@@ -1,6 +1,6 @@
 //! The sketch of one segment: owned tiles that grow at the end.
 
-use hira_kernels::{Kernel, Line, SketchView, TILE, prefer_large_pages, tile_lines};
+use hira_kernels::{Kernel, Line, SketchView, TILE, prefer_large_pages, prefetch, tile_lines};
 
 use crate::memory;
 
@@ -54,6 +54,12 @@ impl Sketch {
         self.norms.resize(tiles, 0.0);
         kernel.quantise_keys(keys, centre, self.len, &mut self.lines, &mut self.norms);
         self.len = len;
+    }
+
+    /// Has the processor fetch what the next key is written to.
+    pub(crate) fn prefetch_end(&self) {
+        let stride = tile_lines(self.dim);
+        prefetch(&self.lines[(self.len / TILE * stride).min(self.lines.len())..]);
     }
 
     /// Drops the tiles from the one that holds slot `len` on, and returns how many keys are left.
