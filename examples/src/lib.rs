@@ -22,5 +22,6 @@ pub mod generate;
 pub mod huge_pages;
 pub mod llama;
 pub mod sampler;
+pub mod threads;
 pub mod tokenizer;
 pub mod weights;
