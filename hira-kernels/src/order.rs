@@ -62,6 +62,34 @@ pub(crate) trait Values {
     fn least(&self, limit: f32) -> f32;
 }
 
+/// [`Values`] for a type whose own methods of the same names need target features.
+#[cfg(target_arch = "x86_64")]
+macro_rules! values_of {
+    ($registers:ident) => {
+        impl crate::order::Values for $registers<'_> {
+            #[inline(always)]
+            fn ends(&self) -> [f32; 2] {
+                // SAFETY: only the `kth_largest` of this module makes this type, and has the target features of all its methods.
+                unsafe { $registers::ends(self) }
+            }
+
+            #[inline(always)]
+            fn count(&self, limit: f32) -> usize {
+                // SAFETY: as above.
+                unsafe { $registers::count(self, limit) }
+            }
+
+            #[inline(always)]
+            fn least(&self, limit: f32) -> f32 {
+                // SAFETY: as above.
+                unsafe { $registers::least(self, limit) }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use values_of;
+
 /// Halves the interval of ranks that holds the answer until a middle is reached by exactly `k` values: the least of them is it. `1 <= k <= N`.
 #[inline(always)]
 pub(crate) fn select(values: &impl Values, k: usize) -> f32 {

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::order::{Values, select};
+use crate::order::{select, values_of};
 
 const LANES: usize = 8;
 
@@ -93,22 +93,4 @@ impl Registers<'_> {
     }
 }
 
-impl Values for Registers<'_> {
-    #[inline(always)]
-    fn ends(&self) -> [f32; 2] {
-        // SAFETY: only `kth_largest` makes this type, and has the target features of all its methods.
-        unsafe { Registers::ends(self) }
-    }
-
-    #[inline(always)]
-    fn count(&self, limit: f32) -> usize {
-        // SAFETY: as above.
-        unsafe { Registers::count(self, limit) }
-    }
-
-    #[inline(always)]
-    fn least(&self, limit: f32) -> f32 {
-        // SAFETY: as above.
-        unsafe { Registers::least(self, limit) }
-    }
-}
+values_of!(Registers);

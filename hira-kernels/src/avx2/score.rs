@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::element::Element;
+use crate::prefetch::fetch;
 use crate::score::Rows;
 use crate::{TILE, lanes};
 
@@ -122,14 +123,10 @@ pub(crate) fn sum_quads(rows: [__m128; 4]) -> [f32; 4] {
     out
 }
 
-/// Fetches every cache line of a row.
+/// Fetches every cache line of a row into the second cache.
 #[inline(always)]
 pub(crate) fn prefetch<E>(row: Option<&[E]>) {
-    let Some(row) = row else { return };
-    let start: *const i8 = row.as_ptr().cast();
-    let bytes = size_of_val(row) + start.addr() % 64;
-    for offset in (0..bytes).step_by(64) {
-        // SAFETY: prefetching has no effect that a program can observe, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(offset)) };
+    if let Some(row) = row {
+        fetch::<_MM_HINT_T1, E>(row);
     }
 }

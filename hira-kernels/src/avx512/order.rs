@@ -3,9 +3,9 @@
 use core::arch::x86_64::*;
 
 use crate::TILE;
-use crate::order::{Values, select};
+use crate::order::{select, values_of};
 
-/// Whole registers of values, and what is left over padded with `-inf`: nothing that is asked for below counts that.
+/// Whole registers of values, and what is left over padded; its first `len` values count.
 struct Registers<'a> {
     blocks: &'a [[f32; TILE]],
     rest: [f32; TILE],
@@ -84,22 +84,4 @@ impl Registers<'_> {
     }
 }
 
-impl Values for Registers<'_> {
-    #[inline(always)]
-    fn ends(&self) -> [f32; 2] {
-        // SAFETY: only `kth_largest` makes this type, and has the target features of all its methods.
-        unsafe { Registers::ends(self) }
-    }
-
-    #[inline(always)]
-    fn count(&self, limit: f32) -> usize {
-        // SAFETY: as above.
-        unsafe { Registers::count(self, limit) }
-    }
-
-    #[inline(always)]
-    fn least(&self, limit: f32) -> f32 {
-        // SAFETY: as above.
-        unsafe { Registers::least(self, limit) }
-    }
-}
+values_of!(Registers);
