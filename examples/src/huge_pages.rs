@@ -7,7 +7,7 @@
 /// environment, before a program begins; whoever has set `GLIBC_TUNABLES` already is left alone.
 ///
 /// Call it first in `main`.
-pub fn ask() {
+pub(crate) fn ask() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         use std::os::unix::process::CommandExt;

@@ -6,7 +6,7 @@
 /// Burn's products and Hira's steps start on the thread that asks for them. From outside of the pool there is one thread more than there are
 /// cores, and the system may wake a worker on the core that the caller keeps busy: on two cores dense attention over 32,768 keys took
 /// 1,350 us from outside and 930 us as a member.
-pub fn join_pool() {
+pub(crate) fn join_pool() {
     // It fails only where the pool was built before.
     let _exists = rayon::ThreadPoolBuilder::new()
         .use_current_thread()

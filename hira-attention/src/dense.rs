@@ -82,17 +82,9 @@ impl DenseStep {
                 .dense_decode_into(queries, run, self.shape(), states, dense);
         };
         let tasks = states.chunks_exact_mut(group).enumerate();
-        if team.is_helped() {
-            team.for_each(tasks, |(range, states)| {
-                pool.with(|scratch| {
-                    attend(range, states, &mut scratch.dense, &mut scratch.copy);
-                });
-            });
-        } else {
-            for (range, states) in tasks {
-                attend(range, states, &mut scratch.dense, &mut scratch.copy);
-            }
-        }
+        team.for_each(tasks, |(range, states)| {
+            pool.with(|scratch| attend(range, states, &mut scratch.dense, &mut scratch.copy));
+        });
         let (first, later) = states.split_at_mut(group);
         for range in later.chunks_exact(group) {
             for (state, other) in first.iter_mut().zip(range) {

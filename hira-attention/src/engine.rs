@@ -56,8 +56,8 @@ struct Call {
     scale: f32,
 }
 
-/// A call that reads at most this many bytes of keys and values, were it dense, stays on its thread: that takes 15 us, about as long as it
-/// costs to wake another thread.
+/// A call that reads at most this many bytes of keys and values, were it dense, stays on its thread: it is over before another one has woken
+/// up. Measured with three heads: 96 KiB take 6.3 us with a helper and 8.6 alone.
 const ALONE_BYTES: usize = 64 << 10;
 
 impl HostAttention {

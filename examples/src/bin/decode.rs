@@ -10,7 +10,7 @@ use hira_examples::demo::{Attention, SpeedConfig, TEXT, measure_speed};
 use hira_examples::device::{DeviceName, OnDevice, run_on};
 use hira_examples::llama::{Llama, WeightPrecision};
 use hira_examples::weights::ModelFile;
-use hira_examples::{fetch, huge_pages, threads};
+use hira_examples::{fetch, program};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Time decode steps of a model at several contexts: Burn's own attention, dense and Hira, turn by turn from one prefill.
@@ -44,15 +44,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    huge_pages::ask();
-    threads::join_pool();
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::main(|| run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<()> {

@@ -13,7 +13,7 @@ use hira_examples::device::{DeviceName, OnDevice, run_on};
 use hira_examples::llama::{Llama, WeightPrecision};
 use hira_examples::tokenizer::{ChatTokenizer, TextStream};
 use hira_examples::weights::ModelFile;
-use hira_examples::{fetch, huge_pages, threads};
+use hira_examples::{fetch, program};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Read a long document once, answer a question about it with dense attention and with Hira, and compare the two.
@@ -50,15 +50,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    huge_pages::ask();
-    threads::join_pool();
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::main(|| run(Arguments::parse()))
 }
 
 fn run(arguments: Arguments) -> Result<()> {

@@ -16,7 +16,7 @@ use hira_examples::llama::{AttentionChoice, Llama, LlamaCache};
 use hira_examples::sampler::{Sampler, top};
 use hira_examples::tokenizer::ChatTokenizer;
 use hira_examples::weights::{ModelFile, WeightSource};
-use hira_examples::{fetch, huge_pages, threads};
+use hira_examples::{fetch, program};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -24,8 +24,7 @@ use serde::Serialize;
 const SHOWN_LOGITS: usize = 20;
 
 fn main() -> ExitCode {
-    huge_pages::ask();
-    threads::join_pool();
+    program::begin();
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
