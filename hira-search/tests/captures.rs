@@ -42,8 +42,8 @@ fn masses_are_tight_on_captured_heads() {
         };
         let (kept, bound) = (median(&mut kept), median(&mut bounds));
         println!("mass {mass}: kept {kept:.3} of the fewest, bound {bound:.3} of the truth");
-        assert!(kept >= 1.0 && kept <= 1.3, "kept {kept} at mass {mass}");
-        assert!(bound >= 1.0 && bound <= 2.0, "bound {bound} at mass {mass}");
+        assert!((1.0..=1.3).contains(&kept), "kept {kept} at mass {mass}");
+        assert!((1.0..=2.0).contains(&bound), "bound {bound} at mass {mass}");
     }
 }
 
