@@ -476,6 +476,15 @@ impl HiraAttentionConfig {
         HostAttention::new(self.clone())
     }
 
+    /// Keys of a head from which on they are sketched: before that no plan reads a sketch.
+    fn sketch_from(&self) -> usize {
+        match self.plan {
+            PlanPolicy::Auto => self.min_sparse_len,
+            PlanPolicy::Sparse => 0,
+            PlanPolicy::Dense => usize::MAX,
+        }
+    }
+
     /// An empty cache that fits this configuration.
     ///
     /// # Errors
@@ -501,6 +510,7 @@ impl HiraAttentionConfig {
                 .with_num_levels(self.num_levels)
                 .with_branching_factor(self.branching_factor)
                 .with_segment_len(self.segment_len)
+                .with_sketch_from(self.sketch_from())
                 .with_min_coarse_len(self.min_coarse_len)
                 .with_builder(self.builder)
                 .with_update(self.update_strategy)

@@ -109,7 +109,7 @@ impl HierarchicalIndex {
 
     /// Has the processor fetch what the next key is written to, without waiting for it: a hint, for whoever appends to several indexes in turn.
     pub fn prefetch_end(&self) {
-        self.open.prefetch_end();
+        self.open.prefetch_end(&self.config);
     }
 
     /// Appends the rows of `keys`, [rounded](hira_kernels::Precision::round) to [`IndexConfig::precision`], all or none.
@@ -152,8 +152,7 @@ impl HierarchicalIndex {
                 open.append_last(batch);
                 self.build();
             } else {
-                let segment_len = self.config.segment_len;
-                open.append(self.kernel, batch, segment_len, &mut self.widener);
+                open.append(self.kernel, batch, &self.config, &mut self.widener);
                 if due {
                     self.build_in_background(full);
                 }
@@ -240,6 +239,11 @@ impl HierarchicalIndex {
         }
         // Waiting has changed the segments.
         let first = self.first_to_build();
+        if self.open.lacks_sketch() {
+            let open = Arc::make_mut(&mut self.open);
+            open.complete_sketch(self.kernel, &self.config, &mut self.widener);
+            self.widener.shrink(self.config.dim);
+        }
         self.close_open();
         let task = self.task(self.sealed[first..].to_vec());
         self.pending.push(Pending::start(task));
@@ -417,8 +421,7 @@ impl HierarchicalIndex {
         let mut open = Segment::open(start, &self.config, centre);
         if let Some(cut) = cut {
             let kept = cut.keys().slice(0..(len - start) * self.config.dim);
-            let segment_len = self.config.segment_len;
-            open.append_stored(self.kernel, kept, segment_len, &mut self.widener);
+            open.append_stored(self.kernel, kept, &self.config, &mut self.widener);
             self.widener.shrink(self.config.dim);
         }
         self.open = Arc::new(open);
