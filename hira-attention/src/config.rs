@@ -79,7 +79,7 @@ pub struct HiraAttentionConfig {
     pub sink_tokens: usize,
     /// The most recent keys, always attended to. Default 64.
     pub recent_window: usize,
-    /// Below this many visible keys the planner goes dense. Default 1024.
+    /// Below this many visible keys the planner goes dense, and keys wait for their sketch. Default 1024.
     pub min_sparse_len: usize,
     /// A KV head whose rule keeps leaving out more than this softmax mass (the proven bound, mean over its group and recent steps) is
     /// flat: the planner answers it densely, and tries again every 64 positions. 1 turns that off. Default 0.5.
