@@ -26,10 +26,10 @@ use crate::group::Group;
 use crate::scan::Part;
 use crate::tail;
 
-/// How finely thresholds are looked for, in logits. A guess is off by more, and a step between scores is about a hundredth of the keys.
+/// How finely thresholds are looked for, in logits. A guess is off by more, and one of scores decides how many keys are kept.
 const GUESS_STEP: f32 = 1.0 / 8.0;
 const BOUNDS_STEP: f32 = 1.0 / 32.0;
-const SCORES_STEP: f32 = 1.0 / 256.0;
+const SCORES_STEP: f32 = 1.0 / 1024.0;
 
 /// Part of the allowed mass that is left to the caller: its own exponentials, and the difference between two upper bounds of one sum.
 const ALLOWANCE: f64 = 1.0 / 512.0;
