@@ -1,6 +1,8 @@
 //! Tails by blocks of keys: where the weight of the keys that a scan did not keep lies, and how wide their intervals are.
 
 use crate::TILE;
+use std::ops::Range;
+
 use crate::lanes;
 use crate::query::QueryConstants;
 use crate::scan::{BLOCK_TILES, Sink, Tiles};
@@ -68,10 +70,10 @@ impl Width {
     }
 }
 
-/// How a run of tiles is cut into blocks of keys.
+/// How the tiles of a scan are cut into blocks of keys.
 #[derive(Clone, Copy)]
 pub(crate) struct Cuts {
-    /// Tiles of a block; 0 if there are no blocks, and everything is one piece.
+    /// Tiles of a block; 0 if there are no blocks, and every run is one piece.
     tiles: usize,
     /// The block of slot 0 of the sketch.
     first: u32,
@@ -104,79 +106,96 @@ impl Cuts {
         self.tiles > 0
     }
 
-    /// The end of the piece of `tiles` that begins with its tile `from`: the next block's first tile, or the end of all.
-    #[inline(always)]
-    pub(crate) fn end(&self, tiles: &Tiles<'_>, from: usize) -> usize {
-        match self.tiles {
-            0 => tiles.len(),
-            block => {
-                let at = tiles.first_slot() / TILE + from;
-                tiles.len().min(from + block - at % block)
-            }
-        }
-    }
-
-    /// The end of the longest run of at most [`BLOCK_TILES`] tiles from `from` on that ends with a block, or with everything.
+    /// The end of the longest run of at most [`BLOCK_TILES`] tiles and [`PIECES`] pieces from `from` on that ends with a block, or
+    /// with everything.
     pub(crate) fn run_end(&self, tiles: &Tiles<'_>, from: usize) -> usize {
-        let end = from + BLOCK_TILES;
-        match self.tiles {
-            _ if end >= tiles.len() => tiles.len(),
-            0 => end,
-            block => end - (tiles.first_slot() / TILE + end) % block,
+        let end = tiles.len().min(from + BLOCK_TILES);
+        if self.tiles == 0 {
+            return end;
         }
+        let first = tiles.first_slot() / TILE;
+        let at_end = match end == tiles.len() {
+            true => first + end,
+            false => (first + end) / self.tiles * self.tiles,
+        };
+        at_end.min(((first + from) / self.tiles + PIECES) * self.tiles) - first
     }
 
-    /// The block of the tile `tile` of `tiles`.
+    /// The pieces of a run, in order: one a block.
     #[inline(always)]
-    fn block(&self, tiles: &Tiles<'_>, tile: usize) -> u32 {
-        self.first + ((tiles.first_slot() / TILE + tile) / self.tiles) as u32
+    pub(crate) fn pieces(&self, run: &Tiles<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (len, mut from) = (run.len(), 0);
+        // Only the first piece may begin inside its block.
+        let (step, mut to) = match self.tiles {
+            0 => (len, len),
+            block => (block, block - run.first_slot() / TILE % block),
+        };
+        std::iter::from_fn(move || {
+            let piece = from..to.min(len);
+            (from, to) = (piece.end, to + step);
+            (!piece.is_empty()).then_some(piece)
+        })
     }
 }
 
-/// What a kernel finds in each piece of a run of at most [`BLOCK_TILES`] tiles, for `G` queries.
+/// Most pieces of a run: what is worked out for each of them is one register.
+pub(crate) const PIECES: usize = TILE;
+
+/// What a kernel finds in each piece of a run, for `G` queries; 0 past the last piece.
 pub(crate) struct Pieces<const G: usize> {
     /// Sums of the tail lanes, as [`lanes::tree`] adds them up; 0 exactly if every key is a candidate, as no weight is 0.
-    pub(crate) sums: [[f32; BLOCK_TILES]; G],
+    pub(crate) sums: [[f32; PIECES]; G],
     /// The largest residual norm of the keys, candidates included: one value for all queries.
-    pub(crate) residuals: [f32; BLOCK_TILES],
+    pub(crate) residuals: [f32; PIECES],
 }
 
 impl<const G: usize> Pieces<G> {
     #[inline(always)]
     pub(crate) fn new() -> Self {
         Self {
-            sums: [[0.0; BLOCK_TILES]; G],
-            residuals: [0.0; BLOCK_TILES],
+            sums: [[0.0; PIECES]; G],
+            residuals: [0.0; PIECES],
         }
     }
 
-    /// Appends the pieces that hold a key that is no candidate to the blocks of query `g`'s sink.
+    /// Adds the weights of every query to its sink's tail, and appends the pieces that hold a key that is no candidate to its
+    /// blocks.
+    ///
+    /// In every kernel, inlined into a function with its target features: the operations have one order and none is fused.
     #[inline(always)]
     pub(crate) fn finish(
         &self,
-        g: usize,
         run: &Tiles<'_>,
         cuts: Cuts,
-        query: &QueryConstants,
-        sink: &mut Sink<'_>,
+        constants: &[QueryConstants; G],
+        sinks: &mut [Sink<'_>; G],
     ) {
-        if !cuts.are_wanted() || sink.exponent == 0.0 {
-            return;
-        }
-        let width = Width::new(query);
-        let (mut from, mut piece) = (0, 0);
-        while from < run.len() {
-            let to = cuts.end(run, from);
-            let sum = self.sums[g][piece];
-            if sum > 0.0 {
-                let norm = (from..to).fold(0.0f32, |norm, tile| norm.max(run.norm(tile)));
-                sink.out.blocks.push(BlockTail {
-                    block: cuts.block(run, from),
-                    sum: sum * SUM_UP,
-                    width: width.of(self.residuals[piece], norm),
-                });
+        let mut norms = [0.0f32; PIECES];
+        let mut count = 0;
+        for (norm, piece) in norms.iter_mut().zip(cuts.pieces(run)) {
+            for &of_tile in run.norms_of(piece) {
+                *norm = if of_tile > *norm { of_tile } else { *norm };
             }
-            (from, piece) = (to, piece + 1);
+            count += 1;
+        }
+        let first = cuts.first + (run.first_slot() / TILE / cuts.tiles) as u32;
+        for ((sums, query), sink) in self.sums.iter().zip(constants).zip(sinks) {
+            if sink.exponent == 0.0 {
+                continue;
+            }
+            sink.add_tail(*sums);
+            let width = Width::new(query);
+            let mut tails = [BlockTail::default(); PIECES];
+            let mut filled = 0;
+            for piece in 0..count {
+                tails[filled] = BlockTail {
+                    block: first + piece as u32,
+                    sum: sums[piece] * SUM_UP,
+                    width: width.of(self.residuals[piece], norms[piece]),
+                };
+                filled += usize::from(sums[piece] > 0.0);
+            }
+            sink.out.blocks.extend_from_slice(&tails[..filled]);
         }
     }
 }

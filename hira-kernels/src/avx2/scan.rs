@@ -182,27 +182,24 @@ pub(super) fn scan_block<const G: usize>(
     sinks: &mut [Sink<'_>; G],
 ) {
     let group = Group::<G>::new(queries, first);
-    let mut tails = [[_mm256_setzero_ps(); 2]; G];
     let mut pieces = Pieces::<G>::new();
-    let (mut from, mut piece) = (0, 0);
-    while from < tiles.len() {
-        let to = cuts.end(&tiles, from);
-        let mut weights = [[_mm256_setzero_ps(); 2]; G];
+    for (i, piece) in cuts.pieces(&tiles).enumerate() {
+        let mut tails = [[_mm256_setzero_ps(); 2]; G];
         let mut widest = _mm256_setzero_ps();
-        for tile in from..to {
+        for tile in piece {
             let slot = base + (tiles.first_slot() + tile * TILE) as u32;
             for half in 0..2 {
                 let live = tiles.live(tile).saturating_sub(half * LANES);
                 let found = bounds(tiles, tile, half, &group);
                 for g in 0..G {
-                    let (sink, weights) = (&mut sinks[g], &mut weights[g][half]);
-                    *weights = select(
+                    let (sink, tail) = (&mut sinks[g], &mut tails[g][half]);
+                    *tail = select(
                         sink,
                         slot + (half * LANES) as u32,
                         live,
                         found.lower[g],
                         found.upper[g],
-                        *weights,
+                        *tail,
                     );
                 }
                 if cuts.are_wanted() {
@@ -213,21 +210,16 @@ pub(super) fn scan_block<const G: usize>(
             }
         }
         for g in 0..G {
-            for half in 0..2 {
-                tails[g][half] = _mm256_add_ps(tails[g][half], weights[g][half]);
+            if cuts.are_wanted() {
+                pieces.sums[g][i] = lanes::tree(store(tails[g]));
+            } else {
+                sinks[g].add_tail(store(tails[g]));
             }
         }
-        if cuts.are_wanted() {
-            for g in 0..G {
-                pieces.sums[g][piece] = lanes::tree(store(weights[g]));
-            }
-            pieces.residuals[piece] = lanes::largest(store([widest, _mm256_setzero_ps()]));
-        }
-        (from, piece) = (to, piece + 1);
+        pieces.residuals[i] = lanes::largest(store([widest, _mm256_setzero_ps()]));
     }
-    for (g, (sink, tail)) in sinks.iter_mut().zip(tails).enumerate() {
-        sink.add_tail(store(tail));
-        pieces.finish(g, &tiles, cuts, &group.constants[g], sink);
+    if cuts.are_wanted() {
+        pieces.finish(&tiles, cuts, &group.constants, sinks);
     }
 }
 

@@ -30,14 +30,11 @@ pub(crate) fn scan_block<const G: usize>(
     base: u32,
     sinks: &mut [Sink<'_>; G],
 ) {
-    let mut pieces = Pieces::<G>::new();
+    let mut found = Pieces::<G>::new();
     for (g, sink) in sinks.iter_mut().enumerate() {
-        let mut tail = [0.0; TILE];
-        let (mut from, mut piece) = (0, 0);
-        while from < tiles.len() {
-            let to = cuts.end(&tiles, from);
+        for (i, piece) in cuts.pieces(&tiles).enumerate() {
             let (mut weights, mut widest) = ([0.0; TILE], 0.0f32);
-            for tile in from..to {
+            for tile in piece {
                 let live = tiles.live(tile);
                 let (lower, upper) = bounds(tiles, tile, queries, first + g);
                 let slot = base + (tiles.first_slot() + tile * TILE) as u32;
@@ -45,15 +42,17 @@ pub(crate) fn scan_block<const G: usize>(
                 let residuals = parameters(tiles, tile).map(|[_, residual]| residual);
                 widest = residuals.take(live).fold(widest, f32::max);
             }
-            for (sum, weight) in tail.iter_mut().zip(weights) {
-                *sum += weight;
+            if cuts.are_wanted() {
+                found.sums[g][i] = lanes::tree(weights);
+                found.residuals[i] = widest;
+            } else {
+                sink.add_tail(weights);
             }
-            pieces.sums[g][piece] = lanes::tree(weights);
-            pieces.residuals[piece] = widest;
-            (from, piece) = (to, piece + 1);
         }
-        sink.add_tail(tail);
-        pieces.finish(g, &tiles, cuts, &queries.constants(first + g), sink);
+    }
+    if cuts.are_wanted() {
+        let constants = std::array::from_fn(|g| queries.constants(first + g));
+        found.finish(&tiles, cuts, &constants, sinks);
     }
 }
 
