@@ -8,11 +8,12 @@ use hira_search::{HalfspaceSearcher, SearchConfig, SearchError, call_with_rayon}
 use hira_threshold::ThresholdRule;
 
 use crate::{
-    AttentionError, AttentionReport, ConfigError, HeadPlan, HeadReport, HiraAttentionConfig,
-    PlanPolicy,
+    AttentionError, AttentionReport, Certificate, ConfigError, HeadPlan, HeadReport,
+    HiraAttentionConfig, PlanPolicy,
     certificate::Premises,
     dense::{self, DenseStep},
     planner::{self, Step},
+    prefill::TilePrefill,
     scratch::{HeadScratch, ScratchPool},
     sparse::{self, SparseStep, norm},
 };
@@ -140,8 +141,12 @@ impl HostAttention {
         report.heads.clear();
         let queries = heads * layer_cache.sequences();
         report.heads.resize(queries, HeadReport::new());
+        report.certificates.clear();
+        report
+            .certificates
+            .resize(queries * call.tokens, Certificate::default());
         if call.tokens > 0 {
-            let attended = self.attend(call, q, layer_cache.heads_mut(), out, &mut report.heads);
+            let attended = self.attend(call, q, layer_cache.heads_mut(), out, report);
             if let Err(error) = attended {
                 layer_cache.truncate(call.before);
                 return Err(error.into());
@@ -246,28 +251,42 @@ impl HostAttention {
         q: &[f32],
         heads: &mut [HeadCache],
         out: &mut [f32],
-        reports: &mut [HeadReport],
+        report: &mut AttentionReport,
     ) -> Result<(), SearchError> {
         let block = self.dense_prefix(call);
         if block > 0 {
-            self.attend_block(call, block, q, heads, out, reports);
+            self.attend_block(call, block, q, heads, out, report);
         }
-        if block < call.tokens {
-            self.attend_heads(call, block, q, heads, out, reports)?;
+        if block == call.tokens {
+            return Ok(());
         }
-        Ok(())
+        if call.tokens > self.config.max_decode_tokens {
+            // one team without helpers a task would be the same: tasks are what is shared
+            let team = Team::new();
+            let tiles = TilePrefill {
+                config: &self.config,
+                sparse: self.sparse_step(call, &team),
+                dense: self.dense_step(call),
+                pool: &self.pool,
+                group: call.group,
+                tokens: call.tokens,
+                before: call.before,
+            };
+            let (certificates, reports) = (&mut report.certificates, &mut report.heads);
+            return tiles.attend(block, q, heads, out, certificates, reports);
+        }
+        self.attend_heads(call, q, heads, out, report)
     }
 
-    /// The tokens from `block` on, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
+    /// The tokens of a decode step, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
     /// queries and ranges of those that are still under way, so that three heads divide evenly among two threads.
     fn attend_heads(
         &self,
         call: Call,
-        block: usize,
         q: &[f32],
         heads: &mut [HeadCache],
         out: &mut [f32],
-        reports: &mut [HeadReport],
+        report: &mut AttentionReport,
     ) -> Result<(), SearchError> {
         let group = call.group * call.tokens;
         let row = size_of::<f32>() * (call.dim + call.value_dim);
@@ -277,18 +296,23 @@ impl HostAttention {
             .iter_mut()
             .zip(q.chunks_exact(group * call.dim))
             .zip(out.chunks_exact_mut(group * call.value_dim))
-            .zip(reports.chunks_exact_mut(call.group));
+            .zip(report.heads.chunks_exact_mut(call.group))
+            .zip(report.certificates.chunks_exact_mut(group));
         let failed = OnceLock::new();
         self.pool.with_team(|team| {
             call_with_rayon(team, helpers, |team| {
-                team.for_each(tasks, |(((head, queries), out), reports)| {
-                    let done = self.pool.with(|scratch| {
-                        self.attend_tokens(call, block, queries, head, team, scratch, out, reports)
-                    });
-                    if let Err(error) = done {
-                        failed.get_or_init(|| error);
-                    }
-                });
+                team.for_each(
+                    tasks,
+                    |((((head, queries), out), reports), certificates)| {
+                        let found = (out, reports, certificates);
+                        let done = self.pool.with(|scratch| {
+                            self.attend_tokens(call, queries, head, team, scratch, found)
+                        });
+                        if let Err(error) = done {
+                            failed.get_or_init(|| error);
+                        }
+                    },
+                );
             });
         });
         failed.into_inner().map_or(Ok(()), Err)
@@ -302,7 +326,7 @@ impl HostAttention {
         q: &[f32],
         heads: &[HeadCache],
         out: &mut [f32],
-        reports: &mut [HeadReport],
+        report: &mut AttentionReport,
     ) {
         dense::prefill(
             &self.dense_step(call),
@@ -317,38 +341,37 @@ impl HostAttention {
             q,
             out,
         );
-        for (i, report) in reports.iter_mut().enumerate() {
-            let head = &heads[i / call.group];
+        let certificates = report.certificates.chunks_exact_mut(call.tokens);
+        for (i, (report, certificates)) in report.heads.iter_mut().zip(certificates).enumerate() {
+            let premises = premises(call, &heads[i / call.group]);
             let rows = &q[i * call.tokens * call.dim..(i + 1) * call.tokens * call.dim];
-            let norms = rows.chunks_exact(call.dim).take(block).map(norm);
-            let longest = norms.fold(0.0, f32::max);
-            let certificate = premises(call, head).dense(longest, call.before + block);
-            let visible = (1..=block).map(|t| (call.before + t) as u64).sum();
-            report.add_dense(block as u64, visible, certificate);
+            let rows = rows.chunks_exact(call.dim).zip(certificates).take(block);
+            for (t, (row, certificate)) in rows.enumerate() {
+                let visible = call.before + t + 1;
+                *certificate = premises.dense(norm(row), visible);
+                report.add_dense(1, visible as u64, *certificate);
+            }
         }
     }
 
-    /// Tokens `first..` of one KV head's group, one by one, by the planner's choice.
+    /// The tokens of one KV head's group, one by one, by the planner's choice.
     ///
-    /// `queries` `[G, L, D]`, `out` `[G, L, Dv]`, one report a query head.
-    #[expect(clippy::too_many_arguments)]
+    /// `queries` `[G, L, D]`, `out` `[G, L, Dv]`, one report a query head, certificates `[G, L]`.
     fn attend_tokens(
         &self,
         call: Call,
-        first: usize,
         queries: &[f32],
         head: &mut HeadCache,
         team: &Team,
         scratch: &mut HeadScratch,
-        out: &mut [f32],
-        reports: &mut [HeadReport],
+        (out, reports, certificates): (&mut [f32], &mut [HeadReport], &mut [Certificate]),
     ) -> Result<(), SearchError> {
         // taken out so that the rest of the scratch can be lent beside them
         let mut token_queries = std::mem::take(&mut scratch.queries);
         let mut token_out = std::mem::take(&mut scratch.out);
         token_out.resize(call.group * call.value_dim, 0.0);
         let mut result = Ok(());
-        for token in first..call.tokens {
+        for token in 0..call.tokens {
             token_queries.clear();
             for g in 0..call.group {
                 let start = (g * call.tokens + token) * call.dim;
@@ -363,6 +386,7 @@ impl HostAttention {
                 team,
                 scratch,
                 &mut token_out,
+                |g, certificate| certificates[g * call.tokens + token] = certificate,
                 reports,
             );
             if result.is_err() {
@@ -388,6 +412,7 @@ impl HostAttention {
         team: &Team,
         scratch: &mut HeadScratch,
         out: &mut [f32],
+        mut certify: impl FnMut(usize, Certificate),
         reports: &mut [HeadReport],
     ) -> Result<(), SearchError> {
         let step = Step {
@@ -408,27 +433,23 @@ impl HostAttention {
                     scratch,
                     out,
                 );
-                for (report, query) in reports.iter_mut().zip(queries.chunks_exact(call.dim)) {
+                let queries = queries.chunks_exact(call.dim);
+                for (g, (report, query)) in reports.iter_mut().zip(queries).enumerate() {
                     let certificate = premises(call, head).dense(norm(query), visible);
+                    certify(g, certificate);
                     report.add_dense(1, visible as u64, certificate);
                 }
             }
             HeadPlan::Sparse => {
-                let sparse = SparseStep {
-                    searcher: &self.searcher,
-                    kernel: self.kernel,
-                    rule: &self.rule,
-                    scale: call.scale,
-                    sink_tokens: self.config.sink_tokens,
-                    recent_window: self.config.recent_window,
-                    team,
-                };
+                let sparse = self.sparse_step(call, team);
                 // The scratch is any head's; what it remembers during the search is this one's.
                 scratch.search.swap_history(head.search_history_mut());
                 let attended = sparse.attend(head, queries, visible, scratch, out);
                 scratch.search.swap_history(head.search_history_mut());
                 attended?;
-                for (report, answer) in reports.iter_mut().zip(&scratch.answers) {
+                let answers = reports.iter_mut().zip(&scratch.answers);
+                for (g, (report, answer)) in answers.enumerate() {
+                    certify(g, answer.certificate);
                     report.add_sparse(
                         visible,
                         answer.survivors,
@@ -441,6 +462,18 @@ impl HostAttention {
             }
         }
         Ok(())
+    }
+
+    fn sparse_step<'a>(&'a self, call: Call, team: &'a Team) -> SparseStep<'a> {
+        SparseStep {
+            searcher: &self.searcher,
+            kernel: self.kernel,
+            rule: &self.rule,
+            scale: call.scale,
+            sink_tokens: self.config.sink_tokens,
+            recent_window: self.config.recent_window,
+            team,
+        }
     }
 
     fn dense_step(&self, call: Call) -> DenseStep {

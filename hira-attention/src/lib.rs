@@ -47,6 +47,7 @@ mod dense;
 mod engine;
 mod error;
 mod planner;
+mod prefill;
 mod report;
 mod rows;
 mod scratch;

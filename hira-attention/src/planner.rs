@@ -102,6 +102,68 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     }
 }
 
+/// A query of a tile of a prefill, beside a key that it sees, in nanoseconds: dense.
+///
+/// Measured: see `docs/prefill.md`.
+const TILE_DENSE: f64 = 2.6;
+
+/// Of a tile, in nanoseconds: a query; a query and a key whose sketch is scanned; a row that is scored; a row of values.
+const TILE_SPARSE: [f64; 4] = [2_000.0, 0.9, 6.0, 5.0];
+
+/// A flat head's tiles are searched again at every position that this divides.
+const TILE_PROBE_EVERY: usize = 1024;
+
+/// Chooses the plan of one tile of a prefill, whose queries search `step.visible` keys: as [`choose`], with the costs of a prefill, in which
+/// keys come from the caches and arithmetic is what counts.
+pub(crate) fn choose_tile(
+    config: &HiraAttentionConfig,
+    rule: &ThresholdRule,
+    step: Step,
+) -> HeadPlan {
+    match config.plan {
+        PlanPolicy::Dense => return HeadPlan::Dense,
+        PlanPolicy::Sparse if config.num_levels > 0 => return HeadPlan::Sparse,
+        PlanPolicy::Sparse => return HeadPlan::Dense,
+        PlanPolicy::Auto => {}
+    }
+    let count = rule.count(step.visible);
+    if config.num_levels == 0
+        || step.visible < config.min_sparse_len
+        || config.sink_tokens + config.recent_window >= step.visible
+        || count.is_some_and(|count| count >= step.visible)
+        || rule.tau() == Some(f32::NEG_INFINITY)
+    {
+        return HeadPlan::Dense;
+    }
+    if step
+        .history
+        .is_none_or(|_| step.visible.is_multiple_of(TILE_PROBE_EVERY))
+        && count.is_none()
+    {
+        return HeadPlan::Sparse;
+    }
+    let visible = step.visible as f64;
+    let survivors = match (step.history, count) {
+        (Some(history), _) => history.survivor_fraction * visible,
+        (None, count) => EXPECTED_SURVIVORS * count.unwrap_or(0) as f64,
+    };
+    let flat = step
+        .history
+        .is_some_and(|history| history.dropped_mass > f64::from(config.max_dropped_mass));
+    if flat && !step.visible.is_multiple_of(TILE_PROBE_EVERY) {
+        return HeadPlan::Dense;
+    }
+    let selected = count.map_or(survivors, |count| (count as f64).min(survivors));
+    let attended = selected + (config.sink_tokens + config.recent_window) as f64;
+    let [query, scanned, scored, value] = TILE_SPARSE;
+    let sparse = query + scanned * visible + scored * survivors + value * attended;
+    if sparse < TILE_DENSE * visible {
+        HeadPlan::Sparse
+    } else {
+        HeadPlan::Dense
+    }
+}
+
 /// A head's history after one more sparse step.
 pub(crate) fn updated(before: Option<SparseHistory>, now: SparseHistory) -> SparseHistory {
     /// Weight of the newest step: about 8 steps of memory.

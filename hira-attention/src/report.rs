@@ -74,6 +74,18 @@ impl HeadReport {
         self.worst = self.worst.worst_of(certificate);
     }
 
+    /// Adds what later queries of the same head came to.
+    pub(crate) fn add(&mut self, later: &Self) {
+        self.plan = later.plan;
+        self.queries += later.queries;
+        self.dense_queries += later.dense_queries;
+        self.visible += later.visible;
+        self.survivors += later.survivors;
+        self.attended += later.attended;
+        self.dropped_mass_sum += later.dropped_mass_sum;
+        self.worst = self.worst.worst_of(later.worst);
+    }
+
     /// Keys attended to / visible keys.
     pub fn density(&self) -> f64 {
         ratio(self.attended, self.visible)
@@ -95,6 +107,8 @@ pub struct AttentionReport {
     pub stored: usize,
     /// Query heads: `sequence * Hq + head`.
     pub heads: Vec<HeadReport>,
+    /// What is proven of every query: `[B, Hq, L]`. Empty where nothing is.
+    pub certificates: Vec<Certificate>,
 }
 
 impl AttentionReport {
@@ -104,6 +118,7 @@ impl AttentionReport {
             layer,
             stored,
             heads: Vec::new(),
+            certificates: Vec::new(),
         }
     }
 

@@ -46,6 +46,21 @@ impl SparseStep<'_> {
         scratch: &mut HeadScratch,
         out: &mut [f32],
     ) -> Result<(), SearchError> {
+        let always = Always::new(self.sink_tokens, self.recent_window, visible);
+        self.attend_rows(head, queries, visible, |_| always, scratch, out)
+    }
+
+    /// As [`attend`](Self::attend), for any queries that search `0..searched`; `always` says for each of them what it attends to whatever
+    /// its search finds, and how many keys it sees.
+    pub(crate) fn attend_rows(
+        &self,
+        head: &HeadCache,
+        queries: &[f32],
+        searched: usize,
+        always: impl Fn(usize) -> Always + Sync,
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) -> Result<(), SearchError> {
         let dim = head.index().dim();
         let group = queries.len() / dim;
         scratch.selections.resize_with(group, Selection::default);
@@ -54,33 +69,42 @@ impl SparseStep<'_> {
             self.team,
             head.index(),
             queries,
-            visible,
+            searched,
             self.rule,
             self.scale,
             &mut scratch.search,
             &mut scratch.selections,
         )?;
-        let always = Always::new(self.sink_tokens, self.recent_window, visible);
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
         let found = queries.chunks_exact(dim).zip(&scratch.selections);
         let rows = out.chunks_exact_mut(value_dim).zip(&mut scratch.answers);
         let tasks = found.zip(&mut scratch.per_query).zip(rows);
-        self.team
-            .for_each(tasks, |(((query, selection), buffers), (out, answer))| {
-                *answer = self.attend_one(head, query, selection, always, visible, buffers, out);
-            });
+        self.team.for_each(
+            tasks.enumerate(),
+            |(row, (((query, selection), buffers), (out, answer)))| {
+                *answer = self.attend_one(head, query, selection, always(row), buffers, out);
+            },
+        );
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments)]
+    /// What a certificate of this head needs beside what was measured.
+    pub(crate) fn premises(&self, head: &HeadCache, dim: usize) -> Premises {
+        Premises {
+            dim,
+            scale: self.scale,
+            key_norm: head.max_key_norm(),
+            value_norm: head.max_value_norm(),
+        }
+    }
+
     fn attend_one(
         &self,
         head: &HeadCache,
         query: &[f32],
         selection: &Selection,
         always: Always,
-        visible: usize,
         buffers: &mut QueryScratch,
         out: &mut [f32],
     ) -> SparseAnswer {
@@ -105,15 +129,10 @@ impl SparseStep<'_> {
             let inverse = 1.0 / weight_sum;
             out.iter_mut().for_each(|element| *element *= inverse);
         }
-        let premises = Premises {
-            dim: query.len(),
-            scale: self.scale,
-            key_norm: head.max_key_norm(),
-            value_norm: head.max_value_norm(),
-        };
+        let premises = self.premises(head, query.len());
         let attended = Attended {
             query_norm: norm(query),
-            visible,
+            visible: always.visible(),
             rows,
             max_score,
             weight_sum,
