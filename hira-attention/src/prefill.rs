@@ -26,8 +26,11 @@ use crate::{
 /// Positions of a tile. More share a scan better, and attend to more keys that no search selected.
 pub(crate) const TILE_TOKENS: usize = 16;
 
-/// Positions of a task: a task begins with the history that the call began with, so that no answer depends on threads.
+/// Most positions of a task.
 const TASK_TOKENS: usize = 8 * TILE_TOKENS;
+
+/// Tasks of a head that a call is divided into, where they are of a tile or more.
+const TASKS: usize = 8;
 
 /// One prefill of all heads.
 pub(crate) struct TilePrefill<'a> {
@@ -108,10 +111,13 @@ impl TilePrefill<'_> {
         certificates: &'a mut [Certificate],
     ) -> Vec<Task<'a>> {
         let value_dim = self.dense.value_dim;
+        // By the call alone: a task begins with the history that the call began with, and no answer may depend on threads.
+        let length = (self.tokens / TASKS).clamp(TILE_TOKENS, TASK_TOKENS);
+        let length = length.next_multiple_of(TILE_TOKENS);
         let mut ranges = Vec::new();
         let mut token = from;
         while token < to {
-            let end = (self.before + token + 1).next_multiple_of(TASK_TOKENS) - self.before;
+            let end = (self.before + token + 1).next_multiple_of(length) - self.before;
             ranges.push(token..end.min(to));
             token = end;
         }
@@ -190,7 +196,8 @@ impl TilePrefill<'_> {
             history: None,
         };
         let mut history = head.history();
-        // The pool's scratch remembers nothing that another call could see.
+        // Of the scratch's own, which no head uses. Keys that survived for the tile before are forgotten: to score them for a first threshold
+        // costs more than to scan a sample of the sketch for it.
         let mut searches = SearchHistory::default();
         scratch.search.swap_history(&mut searches);
         let mut dense = task.tokens.start..task.tokens.start;
@@ -213,6 +220,9 @@ impl TilePrefill<'_> {
                     if result.is_err() {
                         break;
                     }
+                    scratch.search.swap_history(&mut searches);
+                    searches.forget_keys();
+                    scratch.search.swap_history(&mut searches);
                     let now = sparse::history(&scratch.answers, self.before + tile.end);
                     history = Some(planner::updated(history, now));
                     done.history = history;
