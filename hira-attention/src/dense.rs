@@ -53,7 +53,7 @@ impl DenseStep {
         }
     }
 
-    /// Answers the `G` queries of one KV head, which see positions `0..visible`, at least one.
+    /// Answers the `G` queries of one KV head, which see `positions`, at least one. Their states are the first of `scratch.states`.
     ///
     /// # Shapes
     ///
@@ -63,21 +63,21 @@ impl DenseStep {
         (team, pool): (&Team, &ScratchPool),
         head: &HeadCache,
         queries: &[f32],
-        visible: usize,
+        positions: Range<usize>,
         scratch: &mut HeadScratch,
         out: &mut [f32],
     ) {
         let group = queries.len() / self.dim;
-        let length = decode_range(visible);
-        let ranges = visible.div_ceil(length);
+        let length = decode_range(positions.len());
+        let ranges = positions.len().div_ceil(length);
         let states = &mut scratch.states;
         states.resize_with(ranges * group, || SoftmaxState::new(self.value_dim));
         for state in states.iter_mut() {
             state.reset(self.value_dim);
         }
         let attend = |range: usize, states: &mut [SoftmaxState], dense: &mut _, copy: &mut _| {
-            let start = range * length;
-            let run = one_run(head, start..visible.min(start + length), copy);
+            let start = positions.start + range * length;
+            let run = one_run(head, start..positions.end.min(start + length), copy);
             self.kernel
                 .dense_decode_into(queries, run, self.shape(), states, dense);
         };

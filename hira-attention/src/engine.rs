@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use hira_cache::{HeadCache, HiraCache};
+use hira_cache::{HeadCache, HiraCache, LayerCache};
 use hira_kernels::{Kernel, MAX_NORM, Team};
 use hira_search::{HalfspaceSearcher, SearchConfig, SearchError, call_with_rayon};
 use hira_threshold::ThresholdRule;
@@ -38,23 +38,23 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct HostAttention {
-    config: HiraAttentionConfig,
-    rule: ThresholdRule,
+    pub(crate) config: HiraAttentionConfig,
+    pub(crate) rule: ThresholdRule,
     kernel: Kernel,
     searcher: HalfspaceSearcher,
-    pool: ScratchPool,
+    pub(crate) pool: ScratchPool,
 }
 
 /// One call: the shapes and values that are common to its heads.
 #[derive(Debug, Clone, Copy)]
-struct Call {
-    tokens: usize,
-    group: usize,
+pub(crate) struct Call {
+    pub(crate) tokens: usize,
+    pub(crate) group: usize,
     /// Keys stored before the call.
-    before: usize,
-    dim: usize,
-    value_dim: usize,
-    scale: f32,
+    pub(crate) before: usize,
+    pub(crate) dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) scale: f32,
 }
 
 /// A call that reads at most this many bytes of keys and values, were it dense, stays on its thread: it is over before another one has woken
@@ -136,15 +136,8 @@ impl HostAttention {
         let call = self.check(heads, q, k, cache, layer, out)?;
         cache.append(layer, k, v)?;
         let layer_cache = cache.layer_mut(layer)?;
-        report.layer = layer;
-        report.stored = call.before + call.tokens;
-        report.heads.clear();
-        let queries = heads * layer_cache.sequences();
-        report.heads.resize(queries, HeadReport::new());
-        report.certificates.clear();
-        report
-            .certificates
-            .resize(queries * call.tokens, Certificate::default());
+        let rows = heads * layer_cache.sequences();
+        report.reset(layer, call.before + call.tokens, rows, call.tokens);
         if call.tokens > 0 {
             let attended = self.attend(call, q, layer_cache.heads_mut(), out, report);
             if let Err(error) = attended {
@@ -175,16 +168,17 @@ impl HostAttention {
         out: &[f32],
     ) -> Result<Call, AttentionError> {
         let cache = cache.layer(layer)?;
-        let (sequences, kv_heads) = (cache.sequences(), cache.kv_heads());
-        let (dim, value_dim) = (cache.head_dim(), cache.value_dim());
-        if heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(AttentionError::Heads { kv_heads, heads });
-        }
-        let tokens = k.len() / (sequences * kv_heads * dim);
+        let sequences = cache.sequences();
+        let rows = sequences * cache.kv_heads();
+        let tokens = k.len() / (rows * cache.head_dim());
+        let call = self.call(heads, tokens, cache)?;
         for (what, expected, received) in [
-            ("k", sequences * kv_heads * tokens * dim, k.len()),
-            ("q", sequences * heads * tokens * dim, q.len()),
-            ("out", sequences * heads * tokens * value_dim, out.len()),
+            ("k", rows * tokens * call.dim, k.len()),
+            (
+                "out",
+                sequences * heads * tokens * call.value_dim,
+                out.len(),
+            ),
         ] {
             if received != expected {
                 return Err(AttentionError::Length {
@@ -194,7 +188,51 @@ impl HostAttention {
                 });
             }
         }
-        for (i, row) in q.chunks_exact(dim).enumerate() {
+        self.check_queries(heads, q, tokens, cache)?;
+        Ok(call)
+    }
+
+    /// A call of `tokens` tokens for `heads` query heads.
+    pub(crate) fn call(
+        &self,
+        heads: usize,
+        tokens: usize,
+        cache: &LayerCache,
+    ) -> Result<Call, AttentionError> {
+        let (kv_heads, dim) = (cache.kv_heads(), cache.head_dim());
+        if heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(AttentionError::Heads { kv_heads, heads });
+        }
+        Ok(Call {
+            tokens,
+            group: heads / kv_heads,
+            before: cache.len(),
+            dim,
+            value_dim: cache.value_dim(),
+            scale: self
+                .config
+                .scale
+                .unwrap_or_else(|| 1.0 / (dim as f32).sqrt()),
+        })
+    }
+
+    /// Checks that `q` is `[B, heads, tokens, D]`, finite, and not too long to score.
+    pub(crate) fn check_queries(
+        &self,
+        heads: usize,
+        q: &[f32],
+        tokens: usize,
+        cache: &LayerCache,
+    ) -> Result<(), AttentionError> {
+        let expected = cache.sequences() * heads * tokens * cache.head_dim();
+        if q.len() != expected {
+            return Err(AttentionError::Length {
+                what: "q",
+                expected,
+                received: q.len(),
+            });
+        }
+        for (i, row) in q.chunks_exact(cache.head_dim()).enumerate() {
             if norm(row) < MAX_NORM {
                 continue;
             }
@@ -214,17 +252,7 @@ impl HostAttention {
                 },
             });
         }
-        Ok(Call {
-            tokens,
-            group: heads / kv_heads,
-            before: cache.len(),
-            dim,
-            value_dim,
-            scale: self
-                .config
-                .scale
-                .unwrap_or_else(|| 1.0 / (dim as f32).sqrt()),
-        })
+        Ok(())
     }
 
     /// Tokens at the start of the call that are answered densely as a block.
@@ -429,7 +457,7 @@ impl HostAttention {
                     (team, &self.pool),
                     head,
                     queries,
-                    visible,
+                    0..visible,
                     scratch,
                     out,
                 );
@@ -464,7 +492,7 @@ impl HostAttention {
         Ok(())
     }
 
-    fn sparse_step<'a>(&'a self, call: Call, team: &'a Team) -> SparseStep<'a> {
+    pub(crate) fn sparse_step<'a>(&'a self, call: Call, team: &'a Team) -> SparseStep<'a> {
         SparseStep {
             searcher: &self.searcher,
             kernel: self.kernel,
@@ -476,7 +504,7 @@ impl HostAttention {
         }
     }
 
-    fn dense_step(&self, call: Call) -> DenseStep {
+    pub(crate) fn dense_step(&self, call: Call) -> DenseStep {
         DenseStep {
             kernel: self.kernel,
             scale: call.scale,

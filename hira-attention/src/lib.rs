@@ -46,6 +46,7 @@ mod config;
 mod dense;
 mod engine;
 mod error;
+mod partial;
 mod planner;
 mod prefill;
 mod report;
@@ -63,6 +64,7 @@ pub use choice::{CacheShape, PlanPolicy, ThresholdStrategy};
 pub use config::HiraAttentionConfig;
 pub use engine::HostAttention;
 pub use error::{AttentionError, ConfigError};
+pub use partial::{PartKeys, PartialAttention, PartialSums};
 pub use report::{AttentionReport, HeadPlan, HeadReport, Metrics};
 
 #[cfg(feature = "burn")]

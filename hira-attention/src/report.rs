@@ -86,6 +86,29 @@ impl HeadReport {
         self.worst = self.worst.worst_of(later.worst);
     }
 
+    /// Adds what the same queries came to over other keys; `certificates` are those of everything.
+    pub(crate) fn merge<'a>(
+        &mut self,
+        others: impl Iterator<Item = &'a Self>,
+        certificates: &[Certificate],
+    ) {
+        for other in others {
+            if other.plan == HeadPlan::Sparse {
+                self.plan = HeadPlan::Sparse;
+            }
+            self.dense_queries = self.dense_queries.min(other.dense_queries);
+            self.visible += other.visible;
+            self.survivors += other.survivors;
+            self.attended += other.attended;
+        }
+        let certificates = certificates.iter().copied();
+        self.worst = certificates
+            .clone()
+            .fold(Certificate::default(), Certificate::worst_of);
+        let dropped = certificates.map(|certificate| f64::from(certificate.dropped_mass_bound));
+        self.dropped_mass_sum = dropped.sum();
+    }
+
     /// Keys attended to / visible keys.
     pub fn density(&self) -> f64 {
         ratio(self.attended, self.visible)
@@ -120,6 +143,17 @@ impl AttentionReport {
             heads: Vec::new(),
             certificates: Vec::new(),
         }
+    }
+
+    /// Back to a call that has done nothing, of `rows` query heads (`B * Hq`) with `tokens` new tokens.
+    pub(crate) fn reset(&mut self, layer: usize, stored: usize, rows: usize, tokens: usize) {
+        self.layer = layer;
+        self.stored = stored;
+        self.heads.clear();
+        self.heads.resize(rows, HeadReport::new());
+        self.certificates.clear();
+        self.certificates
+            .resize(rows * tokens, Certificate::default());
     }
 
     /// Keys attended to / visible keys, over all heads.

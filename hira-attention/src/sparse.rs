@@ -2,7 +2,7 @@
 
 use hira_cache::{HeadCache, SparseHistory};
 use hira_kernels::{Kernel, Team};
-use hira_search::{HalfspaceSearcher, SearchError, Selection};
+use hira_search::{HalfspaceSearcher, SearchError, Selection, Tail};
 use hira_threshold::ThresholdRule;
 
 use crate::{
@@ -30,6 +30,9 @@ pub(crate) struct SparseAnswer {
     pub(crate) survivors: usize,
     pub(crate) attended: usize,
     pub(crate) certificate: Certificate,
+    /// What the certificate was made of.
+    pub(crate) measured: Attended,
+    pub(crate) tail: Tail,
 }
 
 impl SparseStep<'_> {
@@ -142,6 +145,8 @@ impl SparseStep<'_> {
             survivors: selection.stats.survivors,
             attended: rows,
             certificate: premises.sparse(attended, selection.tail),
+            measured: attended,
+            tail: selection.tail,
         }
     }
 }
