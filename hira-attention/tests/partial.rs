@@ -185,7 +185,7 @@ fn parts_of_dense_attention_merge_to_dense_attention() {
                 let (dense, log_sum_exp, _) = oracle(&problem, query, 0.25, |_| true);
                 let error = distance(&merged.out[row * dim..(row + 1) * dim], &dense);
                 assert!(error < 1e-4, "{ends:?} {query:?}: {error}");
-                assert!((merged.sums[row].log_sum_exp - log_sum_exp).abs() < 1e-5);
+                assert!((merged.sums[row].log_sum_exp - log_sum_exp).abs() < 1e-4);
                 assert!(merged.report.certificates[row].output_error_bound < 1e-2);
             });
             // as they come, two at a time, from the other end
@@ -196,7 +196,7 @@ fn parts_of_dense_attention_merge_to_dense_attention() {
             }
             check(&problem, 0.25, &sum, "one by one");
             for (a, b) in sum.out.iter().zip(&merged.out) {
-                assert!((a - b).abs() < 1e-5);
+                assert!((a - b).abs() < 1e-4);
             }
         }
     }
