@@ -25,6 +25,7 @@
 //! are added, and `||o_s||` is taken as `||out|| + r`.
 
 use hira_search::Tail;
+use serde::{Deserialize, Serialize};
 
 /// Relative error of a softmax weight, and of their sum: the kernels' `exp` is good to `2^-19`; its argument
 /// `scale (s - m)` is rounded twice, and where the weight does not flush to zero it is above -88, so that it moves by at
@@ -35,7 +36,7 @@ pub(crate) const WEIGHT_ERROR: f64 = 1.0 / 32768.0;
 const U: f64 = 1.0 / 16_777_216.0;
 
 /// Proven bounds on one query's answer.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Certificate {
     /// At least the softmax mass of the keys that were not attended to; 0 when dense.
@@ -160,6 +161,11 @@ impl Premises {
             dropped_mass_bound: outward(dropped).min(1.0),
             output_error_bound: outward(error),
         }
+    }
+
+    /// What a certificate adds for rounding after at most `rows` keys were attended to.
+    pub(crate) fn sparse_rounding(&self, query_norm: f32, rows: usize) -> f64 {
+        self.rounding(Arithmetic::Canonical, query_norm, rows)
     }
 
     fn dropped_mass(&self, attended: &Attended, tail: Tail) -> f64 {

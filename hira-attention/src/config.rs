@@ -44,6 +44,9 @@ pub struct HiraAttentionConfig {
     /// The score (`q . k`, unscaled) to reach for `"fixed"`; `-inf` selects every key.
     #[serde(with = "score_form")]
     pub threshold: Option<f32>,
+    /// The share of the softmax mass that the selected keys must hold for `"mass"`, in `(0, 1]`: 0.99 drops at most 1 %, proven for every
+    /// query, and the planner goes dense where a head is too flat for it to pay. Default 0.99.
+    pub mass: f32,
     /// Standard deviations above the mean for `"adaptive"`, finite. Default 2.
     pub adaptive_c: f32,
     /// Where the threshold lies for `"sample_mean_max"`: 0 is the mean of the sample, 1 its largest score. Default 0.5.
@@ -84,6 +87,13 @@ pub struct HiraAttentionConfig {
     /// A KV head whose rule keeps leaving out more than this softmax mass (the proven bound, mean over its group and recent steps) is
     /// flat: the planner answers it densely, and tries again every 64 positions. 1 turns that off. Default 0.5.
     pub max_dropped_mass: f32,
+    /// The Euclidean error that a head's output may have, absolute and above 0: an answer whose proven bound is larger is searched again by softmax mass, with
+    /// the share that the bound asks for, at most twice, and then answered densely. A head is remembered by what held its error. Rounding is part of
+    /// the bound, so that an error below that of dense attention in f32 cannot be had: its answers are dense. Default: no limit.
+    pub max_error: Option<f32>,
+    /// Whether reports say how long each phase of a call took. Looks at the clock a few times for every KV head. Default false; on while `tracing` events of
+    /// level debug are recorded.
+    pub measure_time: bool,
     /// Whether a prefill (a call with more than `max_decode_tokens` new tokens) is sparse too. Default false.
     pub use_hira_during_prefill: bool,
     /// Calls with at most this many new tokens are decode steps. Default 16.
@@ -112,6 +122,7 @@ impl Default for HiraAttentionConfig {
             top_k: 256,
             percentile: 2.0,
             threshold: None,
+            mass: 0.99,
             adaptive_c: 2.0,
             sample_weight: 0.5,
             budget_percent: 2.0,
@@ -129,6 +140,8 @@ impl Default for HiraAttentionConfig {
             recent_window: 64,
             min_sparse_len: 1024,
             max_dropped_mass: 0.5,
+            max_error: None,
+            measure_time: false,
             use_hira_during_prefill: false,
             max_decode_tokens: 16,
             plan: PlanPolicy::Auto,
@@ -180,6 +193,14 @@ impl HiraAttentionConfig {
         self
     }
 
+    /// Selects the keys of highest score that are proven to hold at least `mass` of the softmax mass.
+    #[must_use]
+    pub fn with_mass(mut self, mass: f32) -> Self {
+        self.threshold_strategy = ThresholdStrategy::Mass;
+        self.mass = mass;
+        self
+    }
+
     /// Selects by this rule: sets `threshold_strategy` and the key that belongs to it.
     ///
     /// ```
@@ -205,6 +226,10 @@ impl HiraAttentionConfig {
                 self.percentile = percent;
                 ThresholdStrategy::Percentile
             }
+            ThresholdRule::Mass { mass } => {
+                self.mass = mass;
+                ThresholdStrategy::Mass
+            }
             ThresholdRule::Adaptive { c } => {
                 self.adaptive_c = c;
                 ThresholdStrategy::Adaptive
@@ -224,6 +249,13 @@ impl HiraAttentionConfig {
                 ThresholdStrategy::Budget
             }
         };
+        self
+    }
+
+    /// Sets the proven Euclidean error that a head's output may have.
+    #[must_use]
+    pub fn with_max_error(mut self, max_error: f32) -> Self {
+        self.max_error = Some(max_error);
         self
     }
 
@@ -372,6 +404,19 @@ impl HiraAttentionConfig {
                 return value(key, "must be above 0 and at most 100", received);
             }
         }
+        if !(self.mass > 0.0 && self.mass <= 1.0) {
+            let received = f64::from(self.mass);
+            return value("mass", "must be above 0 and at most 1", received);
+        }
+        if self.threshold_strategy == ThresholdStrategy::Mass && self.scale == Some(0.0) {
+            let requirement = "must be above 0 for threshold_strategy = \"mass\"";
+            return value("scale", requirement, 0.0);
+        }
+        if let Some(error) = self.max_error
+            && !(error > 0.0 && error.is_finite())
+        {
+            return value("max_error", "must be above 0 and finite", f64::from(error));
+        }
         if !self.adaptive_c.is_finite() {
             return value("adaptive_c", "must be finite", f64::from(self.adaptive_c));
         }
@@ -439,6 +484,7 @@ impl HiraAttentionConfig {
                     strategy: "fixed",
                 }),
             },
+            ThresholdStrategy::Mass => Ok(ThresholdRule::Mass { mass: self.mass }),
             ThresholdStrategy::Adaptive => Ok(ThresholdRule::Adaptive { c: self.adaptive_c }),
             ThresholdStrategy::SampleMax => Ok(ThresholdRule::SampleMax),
             ThresholdStrategy::SampleTopK => Ok(ThresholdRule::SampleTopK { k: self.top_k }),

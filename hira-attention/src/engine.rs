@@ -1,21 +1,20 @@
 //! Attention on host slices: checks, append, plan, attend, report.
 
-use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use hira_cache::{HeadCache, HiraCache, LayerCache};
 use hira_kernels::{Kernel, MAX_NORM, Team};
-use hira_search::{HalfspaceSearcher, SearchConfig, SearchError, call_with_rayon};
+use hira_search::{HalfspaceSearcher, SearchConfig, SearchError};
 use hira_threshold::ThresholdRule;
 
 use crate::{
-    AttentionError, AttentionReport, Certificate, ConfigError, HeadPlan, HeadReport,
-    HiraAttentionConfig, PlanPolicy,
+    AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, PlanPolicy,
     certificate::Premises,
     dense::{self, DenseStep},
-    planner::{self, Step},
     prefill::TilePrefill,
-    scratch::{HeadScratch, ScratchPool},
-    sparse::{self, SparseStep, norm},
+    report::RowBytes,
+    scratch::ScratchPool,
+    sparse::{SparseStep, norm},
 };
 
 /// The attention engine on slices; [`HiraAttention`](crate::HiraAttention) is its Burn face.
@@ -56,10 +55,6 @@ pub(crate) struct Call {
     pub(crate) value_dim: usize,
     pub(crate) scale: f32,
 }
-
-/// A call that reads at most this many bytes of keys and values, were it dense, stays on its thread: it is over before another one has woken
-/// up. Measured with three heads: 96 KiB take 6.3 us with a helper and 8.6 alone.
-const ALONE_BYTES: usize = 64 << 10;
 
 impl HostAttention {
     /// An engine for this configuration.
@@ -134,10 +129,13 @@ impl HostAttention {
         report: &mut AttentionReport,
     ) -> Result<(), AttentionError> {
         let call = self.check(heads, q, k, cache, layer, out)?;
+        let start = self.measures_time().then(Instant::now);
         cache.append(layer, k, v)?;
+        let append = start.map_or(Duration::ZERO, |start| start.elapsed());
         let layer_cache = cache.layer_mut(layer)?;
         let rows = heads * layer_cache.sequences();
         report.reset(layer, call.before + call.tokens, rows, call.tokens);
+        report.append = append;
         if call.tokens > 0 {
             let attended = self.attend(call, q, layer_cache.heads_mut(), out, report);
             if let Err(error) = attended {
@@ -145,15 +143,7 @@ impl HostAttention {
                 return Err(error.into());
             }
         }
-        tracing::debug!(
-            layer,
-            stored = report.stored,
-            density = report.density(),
-            scanned_fraction = report.scanned_fraction(),
-            dropped_mass_bound = report.dropped_mass_bound(),
-            output_error_bound = report.output_error_bound(),
-            "attention"
-        );
+        report.trace();
         Ok(())
     }
 
@@ -306,46 +296,6 @@ impl HostAttention {
         self.attend_heads(call, q, heads, out, report)
     }
 
-    /// The tokens of a decode step, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
-    /// queries and ranges of those that are still under way, so that three heads divide evenly among two threads.
-    fn attend_heads(
-        &self,
-        call: Call,
-        q: &[f32],
-        heads: &mut [HeadCache],
-        out: &mut [f32],
-        report: &mut AttentionReport,
-    ) -> Result<(), SearchError> {
-        let group = call.group * call.tokens;
-        let row = size_of::<f32>() * (call.dim + call.value_dim);
-        let bytes = (call.before + call.tokens) * heads.len() * call.tokens * row;
-        let helpers = if bytes > ALONE_BYTES { usize::MAX } else { 0 };
-        let tasks = heads
-            .iter_mut()
-            .zip(q.chunks_exact(group * call.dim))
-            .zip(out.chunks_exact_mut(group * call.value_dim))
-            .zip(report.heads.chunks_exact_mut(call.group))
-            .zip(report.certificates.chunks_exact_mut(group));
-        let failed = OnceLock::new();
-        self.pool.with_team(|team| {
-            call_with_rayon(team, helpers, |team| {
-                team.for_each(
-                    tasks,
-                    |((((head, queries), out), reports), certificates)| {
-                        let found = (out, reports, certificates);
-                        let done = self.pool.with(|scratch| {
-                            self.attend_tokens(call, queries, head, team, scratch, found)
-                        });
-                        if let Err(error) = done {
-                            failed.get_or_init(|| error);
-                        }
-                    },
-                );
-            });
-        });
-        failed.into_inner().map_or(Ok(()), Err)
-    }
-
     /// The first `block` tokens, densely, for every head.
     fn attend_block(
         &self,
@@ -356,6 +306,7 @@ impl HostAttention {
         out: &mut [f32],
         report: &mut AttentionReport,
     ) {
+        let start = self.measures_time().then(Instant::now);
         dense::prefill(
             &self.dense_step(call),
             &self.pool,
@@ -369,127 +320,30 @@ impl HostAttention {
             q,
             out,
         );
+        if let (Some(start), Some(first)) = (start, report.heads.first_mut()) {
+            first.times.values += start.elapsed();
+        }
         let certificates = report.certificates.chunks_exact_mut(call.tokens);
         for (i, (report, certificates)) in report.heads.iter_mut().zip(certificates).enumerate() {
-            let premises = premises(call, &heads[i / call.group]);
+            let head = &heads[i / call.group];
+            let premises = premises(call, head);
             let rows = &q[i * call.tokens * call.dim..(i + 1) * call.tokens * call.dim];
             let rows = rows.chunks_exact(call.dim).zip(certificates).take(block);
             for (t, (row, certificate)) in rows.enumerate() {
                 let visible = call.before + t + 1;
                 *certificate = premises.dense(norm(row), visible);
-                report.add_dense(1, visible as u64, *certificate);
+                report.add_dense(visible, *certificate);
+                let ends_block = (t + 1).is_multiple_of(dense::QUERY_BLOCK) || t + 1 == block;
+                if ends_block && i.is_multiple_of(call.group) {
+                    report.bytes.add_dense(visible, RowBytes::of(head));
+                }
             }
         }
     }
 
-    /// The tokens of one KV head's group, one by one, by the planner's choice.
-    ///
-    /// `queries` `[G, L, D]`, `out` `[G, L, Dv]`, one report a query head, certificates `[G, L]`.
-    fn attend_tokens(
-        &self,
-        call: Call,
-        queries: &[f32],
-        head: &mut HeadCache,
-        team: &Team,
-        scratch: &mut HeadScratch,
-        (out, reports, certificates): (&mut [f32], &mut [HeadReport], &mut [Certificate]),
-    ) -> Result<(), SearchError> {
-        // taken out so that the rest of the scratch can be lent beside them
-        let mut token_queries = std::mem::take(&mut scratch.queries);
-        let mut token_out = std::mem::take(&mut scratch.out);
-        token_out.resize(call.group * call.value_dim, 0.0);
-        let mut result = Ok(());
-        for token in 0..call.tokens {
-            token_queries.clear();
-            for g in 0..call.group {
-                let start = (g * call.tokens + token) * call.dim;
-                token_queries.extend_from_slice(&queries[start..start + call.dim]);
-            }
-            let visible = call.before + token + 1;
-            result = self.attend_token(
-                call,
-                visible,
-                &token_queries,
-                head,
-                team,
-                scratch,
-                &mut token_out,
-                |g, certificate| certificates[g * call.tokens + token] = certificate,
-                reports,
-            );
-            if result.is_err() {
-                break;
-            }
-            for (g, row) in token_out.chunks_exact(call.value_dim).enumerate() {
-                let start = (g * call.tokens + token) * call.value_dim;
-                out[start..start + call.value_dim].copy_from_slice(row);
-            }
-        }
-        scratch.queries = token_queries;
-        scratch.out = token_out;
-        result
-    }
-
-    #[expect(clippy::too_many_arguments)]
-    fn attend_token(
-        &self,
-        call: Call,
-        visible: usize,
-        queries: &[f32],
-        head: &mut HeadCache,
-        team: &Team,
-        scratch: &mut HeadScratch,
-        out: &mut [f32],
-        mut certify: impl FnMut(usize, Certificate),
-        reports: &mut [HeadReport],
-    ) -> Result<(), SearchError> {
-        let step = Step {
-            visible,
-            group: call.group,
-            dim: call.dim,
-            value_dim: call.value_dim,
-            precision: head.values().precision(),
-            history: head.history(),
-        };
-        match planner::choose(&self.config, &self.rule, step) {
-            HeadPlan::Dense => {
-                self.dense_step(call).decode(
-                    (team, &self.pool),
-                    head,
-                    queries,
-                    0..visible,
-                    scratch,
-                    out,
-                );
-                let queries = queries.chunks_exact(call.dim);
-                for (g, (report, query)) in reports.iter_mut().zip(queries).enumerate() {
-                    let certificate = premises(call, head).dense(norm(query), visible);
-                    certify(g, certificate);
-                    report.add_dense(1, visible as u64, certificate);
-                }
-            }
-            HeadPlan::Sparse => {
-                let sparse = self.sparse_step(call, team);
-                // The scratch is any head's; what it remembers during the search is this one's.
-                scratch.search.swap_history(head.search_history_mut());
-                let attended = sparse.attend(head, queries, visible, scratch, out);
-                scratch.search.swap_history(head.search_history_mut());
-                attended?;
-                let answers = reports.iter_mut().zip(&scratch.answers);
-                for (g, (report, answer)) in answers.enumerate() {
-                    certify(g, answer.certificate);
-                    report.add_sparse(
-                        visible,
-                        answer.survivors,
-                        answer.attended,
-                        answer.certificate,
-                    );
-                }
-                let now = sparse::history(&scratch.answers, visible);
-                head.record(planner::updated(head.history(), now));
-            }
-        }
-        Ok(())
+    /// Whether the time of each phase is wanted: a step that nobody watches does not look at the clock.
+    pub(crate) fn measures_time(&self) -> bool {
+        self.config.measure_time || tracing::enabled!(tracing::Level::DEBUG)
     }
 
     pub(crate) fn sparse_step<'a>(&'a self, call: Call, team: &'a Team) -> SparseStep<'a> {
@@ -500,6 +354,7 @@ impl HostAttention {
             scale: call.scale,
             sink_tokens: self.config.sink_tokens,
             recent_window: self.config.recent_window,
+            timed: self.measures_time(),
             team,
         }
     }

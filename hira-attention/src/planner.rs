@@ -56,8 +56,9 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     }
     let always = config.sink_tokens + config.recent_window;
     let count = rule.count(step.visible);
-    let selects_all =
-        count.is_some_and(|count| count >= step.visible) || rule.tau() == Some(f32::NEG_INFINITY);
+    let selects_all = count.is_some_and(|count| count >= step.visible)
+        || rule.tau() == Some(f32::NEG_INFINITY)
+        || matches!(*rule, ThresholdRule::Mass { mass } if mass >= 1.0);
     if config.num_levels == 0
         || step.visible < config.min_sparse_len
         || always >= step.visible
@@ -114,6 +115,11 @@ const TILE_SPARSE: [f64; 4] = [7_000.0, 0.6, 9.0, 8.0];
 /// A flat head's tiles are searched again at every position that this divides.
 const TILE_PROBE_EVERY: usize = 1024;
 
+/// Whether a tile that searches this many keys is sparse although its head was flat.
+pub(crate) fn is_probed(searched: usize) -> bool {
+    searched.is_multiple_of(TILE_PROBE_EVERY)
+}
+
 /// Chooses the plan of one tile of a prefill, whose queries search `step.visible` keys: as [`choose`], with the costs of a prefill, in which
 /// keys come from the caches and arithmetic is what counts.
 pub(crate) fn choose_tile(
@@ -133,10 +139,11 @@ pub(crate) fn choose_tile(
         || config.sink_tokens + config.recent_window >= step.visible
         || count.is_some_and(|count| count >= step.visible)
         || rule.tau() == Some(f32::NEG_INFINITY)
+        || matches!(*rule, ThresholdRule::Mass { mass } if mass >= 1.0)
     {
         return HeadPlan::Dense;
     }
-    let probe = step.visible.is_multiple_of(TILE_PROBE_EVERY);
+    let probe = is_probed(step.visible);
     // a threshold that was never tried, or not for long
     if count.is_none() && (probe || step.history.is_none()) {
         return HeadPlan::Sparse;
@@ -292,6 +299,9 @@ mod tests {
         assert_eq!(plan(all, step(100_000, None)), HeadPlan::Dense);
         let percent = ThresholdRule::Percentile { percent: 100.0 };
         assert_eq!(plan(percent, step(100_000, None)), HeadPlan::Dense);
+        let mass = |mass| plan(ThresholdRule::Mass { mass }, step(100_000, None));
+        assert_eq!(mass(1.0), HeadPlan::Dense);
+        assert_eq!(mass(0.99), HeadPlan::Sparse);
     }
 
     #[test]

@@ -7,17 +7,20 @@
 //!
 //! Where tiles begin depends on the position alone, so the answer to a token does not depend on how a prompt is cut into calls.
 
-use std::{ops::Range, sync::OnceLock};
+use std::{ops::Range, sync::OnceLock, time::Instant};
 
 use hira_cache::{HeadCache, SparseHistory};
 use hira_kernels::dense::{QueryBlock, RowStrides};
 use hira_search::{SearchError, SearchHistory};
+use hira_threshold::ThresholdRule;
 use rayon::prelude::*;
 
 use crate::{
-    Certificate, HeadPlan, HeadReport, HiraAttentionConfig,
+    Certificate, HeadPlan, HeadReport, HiraAttentionConfig, PhaseTimes,
     dense::{DenseStep, QUERY_BLOCK, RangeCopy, range_copies, runs_of},
     planner::{self, Step},
+    promise,
+    report::RowBytes,
     rows::Always,
     scratch::{HeadScratch, ScratchPool},
     sparse::{self, SparseStep, norm},
@@ -85,7 +88,8 @@ impl TilePrefill<'_> {
         while pilot < self.tokens {
             let start = pilot;
             pilot = self.tile_end(start);
-            let sparse = |head| self.plan(start, head, head.history()) == HeadPlan::Sparse;
+            let sparse =
+                |head| self.plan(self.sparse.rule, start, head, head.history()) == HeadPlan::Sparse;
             if heads.iter().any(sparse) {
                 break;
             }
@@ -202,33 +206,51 @@ impl TilePrefill<'_> {
         scratch.search.swap_history(&mut searches);
         let mut dense = task.tokens.start..task.tokens.start;
         let mut token = task.tokens.start;
+        let mut rule = *self.sparse.rule;
+        // whether only dense attention kept what was promised
+        let mut missed = false;
         let mut result = Ok(());
         while token < task.tokens.end {
             let tile = token..self.tile_end(token);
             token = tile.end;
-            match self.plan(tile.start, head, history) {
-                HeadPlan::Dense => {
-                    dense.end = tile.end;
-                    if dense.len() < QUERY_BLOCK {
-                        continue;
-                    }
+            let waits = missed && !planner::is_probed(self.searched(tile.start));
+            if waits || self.plan(&rule, tile.start, head, history) == HeadPlan::Dense {
+                dense.end = tile.end;
+                if dense.len() >= QUERY_BLOCK {
                     self.attend_dense(&dense, &mut task, head, copies, q, scratch, &mut done);
+                    dense = token..token;
                 }
-                HeadPlan::Sparse => {
-                    self.attend_dense(&dense, &mut task, head, copies, q, scratch, &mut done);
-                    result = self.attend_tile(&tile, &mut task, head, q, scratch, &mut done);
-                    if result.is_err() {
-                        break;
-                    }
-                    scratch.search.swap_history(&mut searches);
-                    searches.forget_keys();
-                    scratch.search.swap_history(&mut searches);
-                    let now = sparse::history(&scratch.answers, self.before + tile.end);
-                    history = Some(planner::updated(history, now));
-                    done.history = history;
+                continue;
+            }
+            self.attend_dense(&dense, &mut task, head, copies, q, scratch, &mut done);
+            dense = token..token;
+            let mut kept = self.attend_tile(&rule, &tile, &mut task, head, q, scratch, &mut done);
+            if matches!(kept, Ok(false))
+                && let Some(most) = self.config.max_error
+            {
+                let premises = self.sparse.premises(head, self.dense.dim);
+                let answers = &scratch.answers;
+                if let Some(share) = promise::share(self.config, premises, most, 0, answers) {
+                    rule = ThresholdRule::Mass { mass: 1.0 - share };
+                    kept = self.attend_tile(&rule, &tile, &mut task, head, q, scratch, &mut done);
                 }
             }
-            dense = token..token;
+            match kept {
+                Ok(kept) => missed = !kept,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            scratch.search.swap_history(&mut searches);
+            searches.forget_keys();
+            scratch.search.swap_history(&mut searches);
+            let now = sparse::history(&scratch.answers, self.before + tile.end);
+            history = Some(planner::updated(history, now));
+            done.history = history;
+            if missed {
+                dense = tile;
+            }
         }
         self.attend_dense(&dense, &mut task, head, copies, q, scratch, &mut done);
         scratch.search.swap_history(&mut searches);
@@ -236,29 +258,42 @@ impl TilePrefill<'_> {
     }
 
     /// The plan of the tile that begins with `token`.
-    fn plan(&self, token: usize, head: &HeadCache, history: Option<SparseHistory>) -> HeadPlan {
-        let position = self.before + token;
+    fn plan(
+        &self,
+        rule: &ThresholdRule,
+        token: usize,
+        head: &HeadCache,
+        history: Option<SparseHistory>,
+    ) -> HeadPlan {
         let step = Step {
-            visible: position - position % TILE_TOKENS,
+            visible: self.searched(token),
             group: self.group,
             dim: self.dense.dim,
             value_dim: self.dense.value_dim,
             precision: head.values().precision(),
             history,
         };
-        planner::choose_tile(self.config, self.sparse.rule, step)
+        planner::choose_tile(self.config, rule, step)
     }
 
-    /// The tokens `tile`, which end with their tile, by one search.
+    /// Keys before the tile of `token`.
+    fn searched(&self, token: usize) -> usize {
+        let position = self.before + token;
+        position - position % TILE_TOKENS
+    }
+
+    /// The tokens `tile`, which end with their tile, by one search; false, and nothing written, if the answers do not keep what was promised.
+    #[expect(clippy::too_many_arguments)]
     fn attend_tile(
         &self,
+        rule: &ThresholdRule,
         tile: &Range<usize>,
         task: &mut Task<'_>,
         head: &HeadCache,
         q: &[f32],
         scratch: &mut HeadScratch,
         done: &mut Done,
-    ) -> Result<(), SearchError> {
+    ) -> Result<bool, SearchError> {
         let (dim, value_dim) = (self.dense.dim, self.dense.value_dim);
         let mut queries = std::mem::take(&mut scratch.queries);
         let mut out = std::mem::take(&mut scratch.out);
@@ -268,7 +303,7 @@ impl TilePrefill<'_> {
         }
         out.resize(queries.len() / dim * value_dim, 0.0);
         let position = self.before + tile.start;
-        let searched = position - position % TILE_TOKENS;
+        let searched = self.searched(tile.start);
         let SparseStep {
             sink_tokens,
             recent_window,
@@ -278,10 +313,17 @@ impl TilePrefill<'_> {
             let visible = position + row % tile.len() + 1;
             Always::beyond(searched, sink_tokens, recent_window, visible)
         };
-        let attended = self
-            .sparse
-            .attend_rows(head, &queries, searched, always, scratch, &mut out);
-        if attended.is_ok() {
+        scratch.times = PhaseTimes::default();
+        let sparse = SparseStep {
+            rule,
+            ..self.sparse
+        };
+        let attended = sparse.attend_rows(head, &queries, searched, always, scratch, &mut out);
+        let kept = attended.is_ok() && promise::is_kept(self.config, rule, &scratch.answers);
+        done.reports[0].times.add(scratch.times);
+        if kept {
+            let row_bytes = RowBytes::of(head);
+            let mut is_first = true;
             let found = out.chunks_exact(tile.len() * value_dim);
             let answers = scratch.answers.chunks_exact(tile.len());
             let rows = task.rows.iter_mut().zip(&mut done.reports);
@@ -289,19 +331,16 @@ impl TilePrefill<'_> {
                 let first = tile.start - task.tokens.start;
                 out[first * value_dim..][..found.len()].copy_from_slice(found);
                 for (token, answer) in answers.iter().enumerate() {
-                    report.add_sparse(
-                        position + token + 1,
-                        answer.survivors,
-                        answer.attended,
-                        answer.certificate,
-                    );
+                    let leads = is_first && token == 0;
+                    report.add_sparse(position + token + 1, answer, leads, row_bytes);
                     certificates[first + token] = answer.certificate;
                 }
+                is_first = false;
             }
         }
         scratch.queries = queries;
         scratch.out = out;
-        attended
+        attended.map(|()| kept)
     }
 
     /// The tokens `dense` as a block of dense attention; none if it is empty.
@@ -329,9 +368,9 @@ impl TilePrefill<'_> {
             queries: RowStrides::head_major(self.tokens, dim),
             out: RowStrides::head_major(dense.len(), value_dim),
         };
-        scratch
-            .out
-            .resize(self.group * dense.len() * value_dim, 0.0);
+        let start = self.sparse.timed.then(Instant::now);
+        let length = self.group * dense.len() * value_dim;
+        scratch.out.resize(length, 0.0);
         self.dense.kernel.dense_prefill_into(
             &q[dense.start * dim..],
             &runs_of(head, copies, visible),
@@ -353,9 +392,14 @@ impl TilePrefill<'_> {
             {
                 let seen = self.before + dense.start + i + 1;
                 let certificate = premises.dense(norm(q), seen);
-                report.add_dense(1, seen as u64, certificate);
+                report.add_dense(seen, certificate);
                 certificates[first + i] = certificate;
             }
+        }
+        let first = &mut done.reports[0];
+        first.bytes.add_dense(visible, RowBytes::of(head));
+        if let Some(start) = start {
+            first.times.values += start.elapsed();
         }
     }
 }

@@ -37,6 +37,11 @@ impl Always {
         }
     }
 
+    /// Keys that are attended to whatever a search finds.
+    pub(crate) fn len(&self) -> usize {
+        self.sinks_end + (self.visible - self.window_start)
+    }
+
     /// Keys that the query sees.
     pub(crate) fn visible(&self) -> usize {
         self.visible

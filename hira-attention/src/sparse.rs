@@ -1,8 +1,10 @@
 //! The sparse plan: search, then attention over the selected keys.
 
+use std::time::Instant;
+
 use hira_cache::{HeadCache, SparseHistory};
 use hira_kernels::{Kernel, Team};
-use hira_search::{HalfspaceSearcher, SearchError, Selection, Tail};
+use hira_search::{HalfspaceSearcher, Plan, SearchError, Selection, Tail};
 use hira_threshold::ThresholdRule;
 
 use crate::{
@@ -21,6 +23,8 @@ pub(crate) struct SparseStep<'a> {
     pub(crate) scale: f32,
     pub(crate) sink_tokens: usize,
     pub(crate) recent_window: usize,
+    /// Whether the time of each phase is added to the scratch.
+    pub(crate) timed: bool,
     pub(crate) team: &'a Team,
 }
 
@@ -28,6 +32,12 @@ pub(crate) struct SparseStep<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SparseAnswer {
     pub(crate) survivors: usize,
+    /// Keys whose sketch was read, for the whole group.
+    pub(crate) scanned: usize,
+    /// Keys whose rows were read for the whole group, by a search that scores all of them.
+    pub(crate) shared: usize,
+    /// Keys whose rows were read for this query: survivors, sinks and the window.
+    pub(crate) scored: usize,
     pub(crate) attended: usize,
     pub(crate) certificate: Certificate,
     /// What the certificate was made of.
@@ -68,6 +78,7 @@ impl SparseStep<'_> {
         let group = queries.len() / dim;
         scratch.selections.resize_with(group, Selection::default);
         scratch.per_query.resize_with(group, QueryScratch::default);
+        let start = self.timed.then(Instant::now);
         self.searcher.search_group_on(
             self.team,
             head.index(),
@@ -78,6 +89,10 @@ impl SparseStep<'_> {
             &mut scratch.search,
             &mut scratch.selections,
         )?;
+        let found_at = start.map(|start| {
+            scratch.times.search += start.elapsed();
+            Instant::now()
+        });
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
         let found = queries.chunks_exact(dim).zip(&scratch.selections);
@@ -89,6 +104,9 @@ impl SparseStep<'_> {
                 *answer = self.attend_one(head, query, selection, always(row), buffers, out);
             },
         );
+        if let Some(found_at) = found_at {
+            scratch.times.values += found_at.elapsed();
+        }
         Ok(())
     }
 
@@ -141,8 +159,16 @@ impl SparseStep<'_> {
             weight_sum,
             out_norm: norm(out),
         };
+        let shared = if selection.stats.plan == Plan::Dense {
+            selection.stats.survivors
+        } else {
+            0
+        };
         SparseAnswer {
             survivors: selection.stats.survivors,
+            scanned: selection.stats.scanned,
+            shared,
+            scored: selection.stats.survivors - shared + always.len(),
             attended: rows,
             certificate: premises.sparse(attended, selection.tail),
             measured: attended,
