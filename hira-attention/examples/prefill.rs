@@ -1,11 +1,12 @@
 //! Times a prefill, dense beside sparse, on a recorded layer.
 //!
 //! ```sh
-//! cargo run --release -p hira-attention --no-default-features --example prefill -- CAPTURE.safetensors [--rule top-k=256] [--rounds 5]
+//! cargo run --release -p hira-attention --no-default-features --example prefill -- CAPTURE.safetensors [--rule top-k=256] [--rounds 5] [--times 1]
 //! ```
 //!
 //! Two workloads: the last 128 tokens after all the others, whose queries were recorded; and the whole prompt in one call, for which the
-//! recorded queries are repeated along it, as there are no others. Each is the time of a call with everything in it, dense and sparse by turns.
+//! recorded queries are repeated along it, as there are no others. With `--times 4` the recorded keys and values are repeated to four times the length, and only
+//! the last tokens are timed. Each is the time of a call with everything in it, dense and sparse by turns.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -59,12 +60,13 @@ fn median(times: &mut [f64]) -> f64 {
 
 fn main() -> Result<(), Error> {
     let mut path = None;
-    let (mut rule, mut rounds) = (ThresholdRule::TopK { k: 256 }, 5);
+    let (mut rule, mut rounds, mut times) = (ThresholdRule::TopK { k: 256 }, 5, 1);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--rule" => rule = arguments.next().ok_or("--rule takes a rule")?.parse()?,
             "--rounds" => rounds = arguments.next().ok_or("--rounds takes a number")?.parse()?,
+            "--times" => times = arguments.next().ok_or("--times takes a number")?.parse()?,
             _ => path = Some(PathBuf::from(argument)),
         }
     }
@@ -72,7 +74,8 @@ fn main() -> Result<(), Error> {
     let file = SafeTensors::deserialize(&bytes)?;
     let [q, k, v] = ["q", "k", "v"].map(|name| Rows::read(&file, name));
     let (q, k, v) = (q?, k?, v?);
-    let [kv_heads, len, head_dim] = k.shape;
+    let [kv_heads, stored, head_dim] = k.shape;
+    let (len, repeated) = (stored * times, times > 1);
     let [heads, recorded, _] = q.shape;
     let shape = CacheShape {
         layers: 1,
@@ -92,10 +95,12 @@ fn main() -> Result<(), Error> {
         ("sparse", base.with_plan(PlanPolicy::Sparse)),
     ];
     println!("{rule}, {heads} heads on {kv_heads}, D {head_dim}, {len} keys; medians of {rounds}");
-    for (name, tokens, rounds) in [
+    let workloads = [
         ("last tokens, recorded queries", recorded, 4 * rounds),
         ("whole prompt, repeated queries", len, rounds),
-    ] {
+    ];
+    let count = if repeated { 1 } else { 2 };
+    for (name, tokens, rounds) in workloads.into_iter().take(count) {
         let before = len - tokens;
         let (queries, keys, values) = (
             q.rows(before % recorded, tokens),

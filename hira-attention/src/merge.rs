@@ -33,7 +33,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct PartialAttention {
-    /// Outputs, `[B, Hq, L, Dv]`; zeros where a query attended to no key.
+    /// `[B, Hq, L, Dv]`.
+    pub shape: [usize; 4],
+    /// Outputs, of that shape; zeros where a query attended to no key.
     pub out: Vec<f32>,
     /// What merging needs, `[B, Hq, L]`.
     pub sums: Vec<PartialSums>,
@@ -44,6 +46,7 @@ pub struct PartialAttention {
 impl Default for PartialAttention {
     fn default() -> Self {
         Self {
+            shape: [0; 4],
             out: Vec::new(),
             sums: Vec::new(),
             report: AttentionReport::new(0, 0),
@@ -77,14 +80,15 @@ impl PartialAttention {
             });
         };
         let queries = first.sums.len();
+        let dim = first.shape[3];
         for part in parts {
             for (what, expected, received) in [
-                ("sums", queries, part.sums.len()),
-                ("out", first.out.len(), part.out.len()),
+                ("queries", queries, part.sums.len()),
+                ("out", queries * dim, part.out.len()),
                 ("certificates", queries, part.report.certificates.len()),
                 ("heads", first.report.heads.len(), part.report.heads.len()),
             ] {
-                if expected != received {
+                if expected != received || part.shape != first.shape {
                     return Err(AttentionError::Length {
                         what,
                         expected,
@@ -94,7 +98,6 @@ impl PartialAttention {
             }
         }
         let mut merged = first.clone();
-        let dim = first.out.len() / queries.max(1);
         let mut mean = vec![0.0; dim];
         for query in 0..queries {
             let rows = parts.iter().map(|part| QueryPart {

@@ -98,7 +98,10 @@ impl HostAttention {
         let layer_cache = cache.layer_mut(layer)?;
         let rows = layer_cache.sequences() * heads;
         let queries = rows * call.tokens;
-        let PartialAttention { out, sums, report } = partial;
+        partial.shape = [layer_cache.sequences(), heads, call.tokens, call.value_dim];
+        let PartialAttention {
+            out, sums, report, ..
+        } = partial;
         out.clear();
         out.resize(queries * call.value_dim, 0.0);
         sums.clear();

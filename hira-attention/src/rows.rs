@@ -22,6 +22,7 @@ impl Always {
     }
 
     /// For a query that sees `0..visible`, of which only `0..searched` were searched: the window then begins no later than `searched`.
+    /// Keys from `searched` on are in no tail, so nothing may be taken from one for them.
     pub(crate) fn beyond(
         searched: usize,
         sink_tokens: usize,
