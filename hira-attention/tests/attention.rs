@@ -514,6 +514,32 @@ fn results_do_not_depend_on_kernels_threads_or_segments() {
     }
 }
 
+/// A token's tile begins where its position says, whatever call brings it and whichever thread answers.
+#[test]
+fn a_sparse_prefill_gives_the_same_bits_in_any_calls_and_threads() {
+    let problem = Problem::random(14, SHAPE, 400);
+    let config = HiraAttentionConfig {
+        use_hira_during_prefill: true,
+        segment_len: 64,
+        ..HiraAttentionConfig::new()
+            .with_top_k(30)
+            .with_sinks_and_window(2, 20)
+            .with_plan(PlanPolicy::Sparse)
+    };
+    let (expected, _) = run(&config, &problem, &[400]);
+    for batches in [vec![400], vec![100, 300], vec![17, 83, 201, 99]] {
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            let (out, reports) = pool.install(|| run(&config, &problem, &batches));
+            assert!(out == expected, "{batches:?} {threads}");
+            assert!(reports.iter().all(|report| report.density() < 0.9));
+        }
+    }
+}
+
 #[test]
 fn errors_leave_the_cache_unchanged() {
     let problem = Problem::random(6, SHAPE, 10);

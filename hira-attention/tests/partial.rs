@@ -284,7 +284,8 @@ fn hostile_keys_keep_their_certificates() {
     let huge = |_: usize, x: f32| 1e15 * x;
     let tiny = |_: usize, x: f32| 1e-30 * x;
     let spread = |i: usize, x: f32| x * 10.0_f32.powi((i / 16 % 13) as i32 - 6);
-    let changes: [(&str, fn(usize, f32) -> f32); 5] = [
+    type Change = fn(usize, f32) -> f32;
+    let changes: [(&str, Change); 5] = [
         ("flat", flat),
         ("one huge key", one_huge),
         ("huge keys", huge),
