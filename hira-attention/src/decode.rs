@@ -77,6 +77,14 @@ impl HostAttention {
         scratch: &mut HeadScratch,
         (out, reports, certificates): (&mut [f32], &mut [HeadReport], &mut [Certificate]),
     ) -> Result<(), SearchError> {
+        if call.tokens == 1 {
+            // the rows of the one token lie side by side
+            let visible = call.before + 1;
+            self.attend_token(call, visible, queries, head, team, scratch, out, reports)?;
+            let answers = certificates.iter_mut().zip(&scratch.answers);
+            answers.for_each(|(certificate, answer)| *certificate = answer.certificate);
+            return Ok(());
+        }
         // taken out so that the rest of the scratch can be lent beside them
         let mut token_queries = std::mem::take(&mut scratch.queries);
         let mut token_out = std::mem::take(&mut scratch.out);

@@ -89,7 +89,7 @@ pub use error::KernelError;
 pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
 pub use kernel::{Avx2, Avx512};
-pub use mass::{MassBounds, MassSplit};
+pub use mass::{MassBounds, MassCut, MassSplit};
 pub use nearest::Centroids;
 pub use pages::prefer_large_pages;
 pub use precision::Precision;
