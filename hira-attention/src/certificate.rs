@@ -25,17 +25,18 @@
 //! are added, and `||o_s||` is taken as `||out|| + r`.
 
 use hira_search::Tail;
+use serde::{Deserialize, Serialize};
 
 /// Relative error of a softmax weight, and of their sum: the kernels' `exp` is good to `2^-19`; its argument
 /// `scale (s - m)` is rounded twice, and where the weight does not flush to zero it is above -88, so that it moves by at
 /// most `88 * 2^-23 < 2^-16`.
-const WEIGHT_ERROR: f64 = 1.0 / 32768.0;
+pub(crate) const WEIGHT_ERROR: f64 = 1.0 / 32768.0;
 
 /// Unit roundoff of f32.
 const U: f64 = 1.0 / 16_777_216.0;
 
 /// Proven bounds on one query's answer.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Certificate {
     /// At least the softmax mass of the keys that were not attended to; 0 when dense.
@@ -70,7 +71,7 @@ pub(crate) struct Premises {
 }
 
 /// What was measured for one query.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Attended {
     /// `>= ||q||`.
     pub(crate) query_norm: f32,
@@ -88,7 +89,7 @@ pub(crate) struct Attended {
 
 /// How the rows were scored and summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Arithmetic {
+pub(crate) enum Arithmetic {
     /// Canonical scores, one running sum over the rows.
     Canonical,
     /// The dense kernels, decode or prefill: see `hira_kernels::dense`.
@@ -111,7 +112,7 @@ impl Arithmetic {
     ///
     /// The dense kernels sum blocks (of 16 or 64 keys) from zero, blocks into folds (of 64 or 32), folds into a total, and
     /// ranges are merged with 3 roundings each: at most four of them, or ranges of 2,048 keys.
-    fn sum_roundings(self, rows: usize) -> usize {
+    pub(crate) fn sum_roundings(self, rows: usize) -> usize {
         match self {
             Arithmetic::Canonical => rows,
             Arithmetic::Dense => 64 + 64 + 4 + rows / 1024 + 3 * (rows / 2048 + 4),
@@ -120,7 +121,7 @@ impl Arithmetic {
 }
 
 /// `gamma_m = m u / (1 - m u)`; beyond the range where it means something, infinity.
-fn gamma(m: usize) -> f64 {
+pub(crate) fn gamma(m: usize) -> f64 {
     let mu = m as f64 * U;
     if mu < 1.0 {
         mu / (1.0 - mu)
@@ -162,6 +163,11 @@ impl Premises {
         }
     }
 
+    /// What a certificate adds for rounding after at most `rows` keys were attended to.
+    pub(crate) fn sparse_rounding(&self, query_norm: f32, rows: usize) -> f64 {
+        self.rounding(Arithmetic::Canonical, query_norm, rows)
+    }
+
     fn dropped_mass(&self, attended: &Attended, tail: Tail) -> f64 {
         let scale = f64::from(self.scale);
         let tail_sum = if self.scale == 0.0 {
@@ -182,7 +188,7 @@ impl Premises {
     }
 
     /// `scale * delta`: how far rounding can move a logit.
-    fn lambda(&self, arithmetic: Arithmetic, query_norm: f32) -> f64 {
+    pub(crate) fn lambda(&self, arithmetic: Arithmetic, query_norm: f32) -> f64 {
         // the second term covers products that underflow: each errs by at most 2^-150
         let delta = gamma(arithmetic.score_roundings(self.dim))
             * f64::from(query_norm)
@@ -206,7 +212,7 @@ impl Premises {
 }
 
 /// An f32 that is not below `x`.
-fn outward(x: f64) -> f32 {
+pub(crate) fn outward(x: f64) -> f32 {
     let rounded = x as f32;
     if f64::from(rounded) < x {
         rounded.next_up()

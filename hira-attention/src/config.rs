@@ -87,6 +87,13 @@ pub struct HiraAttentionConfig {
     /// A KV head whose rule keeps leaving out more than this softmax mass (the proven bound, mean over its group and recent steps) is
     /// flat: the planner answers it densely, and tries again every 64 positions. 1 turns that off. Default 0.5.
     pub max_dropped_mass: f32,
+    /// The Euclidean error that a head's output may have, absolute and above 0: an answer whose proven bound is larger is searched again by softmax mass, with
+    /// the share that the bound asks for, at most twice, and then answered densely. A head is remembered by what held its error. Rounding is part of
+    /// the bound, so that an error below that of dense attention in f32 cannot be had: its answers are dense. Default: no limit.
+    pub max_error: Option<f32>,
+    /// Whether reports say how long each phase of a call took. Looks at the clock a few times for every KV head. Default false; on while `tracing` events of
+    /// level debug are recorded.
+    pub measure_time: bool,
     /// Whether a prefill (a call with more than `max_decode_tokens` new tokens) is sparse too. Default false.
     pub use_hira_during_prefill: bool,
     /// Calls with at most this many new tokens are decode steps. Default 16.
@@ -133,6 +140,8 @@ impl Default for HiraAttentionConfig {
             recent_window: 64,
             min_sparse_len: 1024,
             max_dropped_mass: 0.5,
+            max_error: None,
+            measure_time: false,
             use_hira_during_prefill: false,
             max_decode_tokens: 16,
             plan: PlanPolicy::Auto,
@@ -240,6 +249,13 @@ impl HiraAttentionConfig {
                 ThresholdStrategy::Budget
             }
         };
+        self
+    }
+
+    /// Sets the proven Euclidean error that a head's output may have.
+    #[must_use]
+    pub fn with_max_error(mut self, max_error: f32) -> Self {
+        self.max_error = Some(max_error);
         self
     }
 
@@ -395,6 +411,11 @@ impl HiraAttentionConfig {
         if self.threshold_strategy == ThresholdStrategy::Mass && self.scale == Some(0.0) {
             let requirement = "must be above 0 for threshold_strategy = \"mass\"";
             return value("scale", requirement, 0.0);
+        }
+        if let Some(error) = self.max_error
+            && !(error > 0.0 && error.is_finite())
+        {
+            return value("max_error", "must be above 0 and finite", f64::from(error));
         }
         if !self.adaptive_c.is_finite() {
             return value("adaptive_c", "must be finite", f64::from(self.adaptive_c));

@@ -24,7 +24,7 @@ fn decode_range(visible: usize) -> usize {
 }
 
 /// Query positions of one task of a prefill.
-const QUERY_BLOCK: usize = 64;
+pub(crate) const QUERY_BLOCK: usize = 64;
 
 /// What the dense plan needs beside the head.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +45,7 @@ pub(crate) struct Prefill {
 }
 
 impl DenseStep {
-    fn shape(&self) -> DenseShape {
+    pub(crate) fn shape(&self) -> DenseShape {
         DenseShape {
             dim: self.dim,
             value_dim: self.value_dim,
@@ -53,7 +53,7 @@ impl DenseStep {
         }
     }
 
-    /// Answers the `G` queries of one KV head, which see positions `0..visible`, at least one.
+    /// Answers the `G` queries of one KV head, which see `positions`, at least one. Their states are the first of `scratch.states`.
     ///
     /// # Shapes
     ///
@@ -63,21 +63,21 @@ impl DenseStep {
         (team, pool): (&Team, &ScratchPool),
         head: &HeadCache,
         queries: &[f32],
-        visible: usize,
+        positions: Range<usize>,
         scratch: &mut HeadScratch,
         out: &mut [f32],
     ) {
         let group = queries.len() / self.dim;
-        let length = decode_range(visible);
-        let ranges = visible.div_ceil(length);
+        let length = decode_range(positions.len());
+        let ranges = positions.len().div_ceil(length);
         let states = &mut scratch.states;
         states.resize_with(ranges * group, || SoftmaxState::new(self.value_dim));
         for state in states.iter_mut() {
             state.reset(self.value_dim);
         }
         let attend = |range: usize, states: &mut [SoftmaxState], dense: &mut _, copy: &mut _| {
-            let start = range * length;
-            let run = one_run(head, start..visible.min(start + length), copy);
+            let start = positions.start + range * length;
+            let run = one_run(head, start..positions.end.min(start + length), copy);
             self.kernel
                 .dense_decode_into(queries, run, self.shape(), states, dense);
         };
@@ -125,29 +125,14 @@ pub(crate) fn prefill(
         .zip(heads)
         .zip(q.par_chunks_exact(group * tokens * dim))
         .for_each(|((by_token, head), q)| {
-            let stored = before + block;
-            let copies: Vec<_> = (0..stored.div_ceil(KEY_RANGE))
-                .map(|range| {
-                    let mut copy = RangeCopy::default();
-                    let start = range * KEY_RANGE;
-                    one_run(head, start..stored.min(start + KEY_RANGE), &mut copy);
-                    copy
-                })
-                .collect();
+            let copies = range_copies(head, before + block);
             by_token
                 .par_chunks_mut(QUERY_BLOCK * group * value_dim)
                 .enumerate()
                 .for_each(|(i, out)| {
                     let first = i * QUERY_BLOCK;
                     let queries = out.len() / (group * value_dim);
-                    let visible = before + first + queries;
-                    let ranges = copies[..visible.div_ceil(KEY_RANGE)].iter().enumerate();
-                    let runs: Vec<_> = ranges
-                        .map(|(range, copy)| {
-                            let start = range * KEY_RANGE;
-                            copy.run(head, start..visible.min(start + KEY_RANGE))
-                        })
-                        .collect();
+                    let runs = runs_of(head, &copies, before + first + queries);
                     let block = QueryBlock {
                         start: before + first,
                         len: queries,
@@ -176,6 +161,28 @@ pub(crate) fn prefill(
                 out.copy_from_slice(&by_token[start..start + value_dim]);
             }
         });
+}
+
+/// For each range of the first `stored` positions, what [`runs_of`] needs of it.
+pub(crate) fn range_copies(head: &HeadCache, stored: usize) -> Vec<RangeCopy> {
+    let ranges = (0..stored).step_by(KEY_RANGE);
+    let copies = ranges.map(|start| {
+        let mut copy = RangeCopy::default();
+        one_run(head, start..stored.min(start + KEY_RANGE), &mut copy);
+        copy
+    });
+    copies.collect()
+}
+
+/// Positions `0..visible` in runs that do not depend on the segments.
+pub(crate) fn runs_of<'a>(
+    head: &'a HeadCache,
+    copies: &'a [RangeCopy],
+    visible: usize,
+) -> Vec<KeyRun<'a>> {
+    let ranges = (0..visible).step_by(KEY_RANGE).zip(copies);
+    let runs = ranges.map(|(start, copy)| copy.run(head, start..visible.min(start + KEY_RANGE)));
+    runs.collect()
 }
 
 /// Rows of one range that lie in several segments, side by side as they are stored.

@@ -1,20 +1,20 @@
 //! Attention on host slices: checks, append, plan, attend, report.
 
-use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use hira_cache::{HeadCache, HiraCache};
+use hira_cache::{HeadCache, HiraCache, LayerCache};
 use hira_kernels::{Kernel, MAX_NORM, Team};
-use hira_search::{HalfspaceSearcher, SearchConfig, SearchError, call_with_rayon};
+use hira_search::{HalfspaceSearcher, SearchConfig, SearchError};
 use hira_threshold::ThresholdRule;
 
 use crate::{
-    AttentionError, AttentionReport, ConfigError, HeadPlan, HeadReport, HiraAttentionConfig,
-    PlanPolicy,
+    AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, PlanPolicy,
     certificate::Premises,
     dense::{self, DenseStep},
-    planner::{self, Step},
-    scratch::{HeadScratch, ScratchPool},
-    sparse::{self, SparseStep, norm},
+    prefill::TilePrefill,
+    report::RowBytes,
+    scratch::ScratchPool,
+    sparse::{SparseStep, norm},
 };
 
 /// The attention engine on slices; [`HiraAttention`](crate::HiraAttention) is its Burn face.
@@ -37,28 +37,24 @@ use crate::{
 /// ```
 #[derive(Debug, Clone)]
 pub struct HostAttention {
-    config: HiraAttentionConfig,
-    rule: ThresholdRule,
+    pub(crate) config: HiraAttentionConfig,
+    pub(crate) rule: ThresholdRule,
     kernel: Kernel,
     searcher: HalfspaceSearcher,
-    pool: ScratchPool,
+    pub(crate) pool: ScratchPool,
 }
 
 /// One call: the shapes and values that are common to its heads.
 #[derive(Debug, Clone, Copy)]
-struct Call {
-    tokens: usize,
-    group: usize,
+pub(crate) struct Call {
+    pub(crate) tokens: usize,
+    pub(crate) group: usize,
     /// Keys stored before the call.
-    before: usize,
-    dim: usize,
-    value_dim: usize,
-    scale: f32,
+    pub(crate) before: usize,
+    pub(crate) dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) scale: f32,
 }
-
-/// A call that reads at most this many bytes of keys and values, were it dense, stays on its thread: it is over before another one has woken
-/// up. Measured with three heads: 96 KiB take 6.3 us with a helper and 8.6 alone.
-const ALONE_BYTES: usize = 64 << 10;
 
 impl HostAttention {
     /// An engine for this configuration.
@@ -133,29 +129,21 @@ impl HostAttention {
         report: &mut AttentionReport,
     ) -> Result<(), AttentionError> {
         let call = self.check(heads, q, k, cache, layer, out)?;
+        let start = self.measures_time().then(Instant::now);
         cache.append(layer, k, v)?;
+        let append = start.map_or(Duration::ZERO, |start| start.elapsed());
         let layer_cache = cache.layer_mut(layer)?;
-        report.layer = layer;
-        report.stored = call.before + call.tokens;
-        report.heads.clear();
-        let queries = heads * layer_cache.sequences();
-        report.heads.resize(queries, HeadReport::new());
+        let rows = heads * layer_cache.sequences();
+        report.reset(layer, call.before + call.tokens, rows, call.tokens);
+        report.append = append;
         if call.tokens > 0 {
-            let attended = self.attend(call, q, layer_cache.heads_mut(), out, &mut report.heads);
+            let attended = self.attend(call, q, layer_cache.heads_mut(), out, report);
             if let Err(error) = attended {
                 layer_cache.truncate(call.before);
                 return Err(error.into());
             }
         }
-        tracing::debug!(
-            layer,
-            stored = report.stored,
-            density = report.density(),
-            scanned_fraction = report.scanned_fraction(),
-            dropped_mass_bound = report.dropped_mass_bound(),
-            output_error_bound = report.output_error_bound(),
-            "attention"
-        );
+        report.trace();
         Ok(())
     }
 
@@ -170,16 +158,17 @@ impl HostAttention {
         out: &[f32],
     ) -> Result<Call, AttentionError> {
         let cache = cache.layer(layer)?;
-        let (sequences, kv_heads) = (cache.sequences(), cache.kv_heads());
-        let (dim, value_dim) = (cache.head_dim(), cache.value_dim());
-        if heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(AttentionError::Heads { kv_heads, heads });
-        }
-        let tokens = k.len() / (sequences * kv_heads * dim);
+        let sequences = cache.sequences();
+        let rows = sequences * cache.kv_heads();
+        let tokens = k.len() / (rows * cache.head_dim());
+        let call = self.call(heads, tokens, cache)?;
         for (what, expected, received) in [
-            ("k", sequences * kv_heads * tokens * dim, k.len()),
-            ("q", sequences * heads * tokens * dim, q.len()),
-            ("out", sequences * heads * tokens * value_dim, out.len()),
+            ("k", rows * tokens * call.dim, k.len()),
+            (
+                "out",
+                sequences * heads * tokens * call.value_dim,
+                out.len(),
+            ),
         ] {
             if received != expected {
                 return Err(AttentionError::Length {
@@ -189,7 +178,51 @@ impl HostAttention {
                 });
             }
         }
-        for (i, row) in q.chunks_exact(dim).enumerate() {
+        self.check_queries(heads, q, tokens, cache)?;
+        Ok(call)
+    }
+
+    /// A call of `tokens` tokens for `heads` query heads.
+    pub(crate) fn call(
+        &self,
+        heads: usize,
+        tokens: usize,
+        cache: &LayerCache,
+    ) -> Result<Call, AttentionError> {
+        let (kv_heads, dim) = (cache.kv_heads(), cache.head_dim());
+        if heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(AttentionError::Heads { kv_heads, heads });
+        }
+        Ok(Call {
+            tokens,
+            group: heads / kv_heads,
+            before: cache.len(),
+            dim,
+            value_dim: cache.value_dim(),
+            scale: self
+                .config
+                .scale
+                .unwrap_or_else(|| 1.0 / (dim as f32).sqrt()),
+        })
+    }
+
+    /// Checks that `q` is `[B, heads, tokens, D]`, finite, and not too long to score.
+    pub(crate) fn check_queries(
+        &self,
+        heads: usize,
+        q: &[f32],
+        tokens: usize,
+        cache: &LayerCache,
+    ) -> Result<(), AttentionError> {
+        let expected = cache.sequences() * heads * tokens * cache.head_dim();
+        if q.len() != expected {
+            return Err(AttentionError::Length {
+                what: "q",
+                expected,
+                received: q.len(),
+            });
+        }
+        for (i, row) in q.chunks_exact(cache.head_dim()).enumerate() {
             if norm(row) < MAX_NORM {
                 continue;
             }
@@ -209,17 +242,7 @@ impl HostAttention {
                 },
             });
         }
-        Ok(Call {
-            tokens,
-            group: heads / kv_heads,
-            before: cache.len(),
-            dim,
-            value_dim,
-            scale: self
-                .config
-                .scale
-                .unwrap_or_else(|| 1.0 / (dim as f32).sqrt()),
-        })
+        Ok(())
     }
 
     /// Tokens at the start of the call that are answered densely as a block.
@@ -246,52 +269,31 @@ impl HostAttention {
         q: &[f32],
         heads: &mut [HeadCache],
         out: &mut [f32],
-        reports: &mut [HeadReport],
+        report: &mut AttentionReport,
     ) -> Result<(), SearchError> {
         let block = self.dense_prefix(call);
         if block > 0 {
-            self.attend_block(call, block, q, heads, out, reports);
+            self.attend_block(call, block, q, heads, out, report);
         }
-        if block < call.tokens {
-            self.attend_heads(call, block, q, heads, out, reports)?;
+        if block == call.tokens {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// The tokens from `block` on, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
-    /// queries and ranges of those that are still under way, so that three heads divide evenly among two threads.
-    fn attend_heads(
-        &self,
-        call: Call,
-        block: usize,
-        q: &[f32],
-        heads: &mut [HeadCache],
-        out: &mut [f32],
-        reports: &mut [HeadReport],
-    ) -> Result<(), SearchError> {
-        let group = call.group * call.tokens;
-        let row = size_of::<f32>() * (call.dim + call.value_dim);
-        let bytes = (call.before + call.tokens) * heads.len() * call.tokens * row;
-        let helpers = if bytes > ALONE_BYTES { usize::MAX } else { 0 };
-        let tasks = heads
-            .iter_mut()
-            .zip(q.chunks_exact(group * call.dim))
-            .zip(out.chunks_exact_mut(group * call.value_dim))
-            .zip(reports.chunks_exact_mut(call.group));
-        let failed = OnceLock::new();
-        self.pool.with_team(|team| {
-            call_with_rayon(team, helpers, |team| {
-                team.for_each(tasks, |(((head, queries), out), reports)| {
-                    let done = self.pool.with(|scratch| {
-                        self.attend_tokens(call, block, queries, head, team, scratch, out, reports)
-                    });
-                    if let Err(error) = done {
-                        failed.get_or_init(|| error);
-                    }
-                });
-            });
-        });
-        failed.into_inner().map_or(Ok(()), Err)
+        if call.tokens > self.config.max_decode_tokens {
+            // one team without helpers a task would be the same: tasks are what is shared
+            let team = Team::new();
+            let tiles = TilePrefill {
+                config: &self.config,
+                sparse: self.sparse_step(call, &team),
+                dense: self.dense_step(call),
+                pool: &self.pool,
+                group: call.group,
+                tokens: call.tokens,
+                before: call.before,
+            };
+            let (certificates, reports) = (&mut report.certificates, &mut report.heads);
+            return tiles.attend(block, q, heads, out, certificates, reports);
+        }
+        self.attend_heads(call, q, heads, out, report)
     }
 
     /// The first `block` tokens, densely, for every head.
@@ -302,8 +304,9 @@ impl HostAttention {
         q: &[f32],
         heads: &[HeadCache],
         out: &mut [f32],
-        reports: &mut [HeadReport],
+        report: &mut AttentionReport,
     ) {
+        let start = self.measures_time().then(Instant::now);
         dense::prefill(
             &self.dense_step(call),
             &self.pool,
@@ -317,156 +320,46 @@ impl HostAttention {
             q,
             out,
         );
-        for (i, report) in reports.iter_mut().enumerate() {
+        if let (Some(start), Some(first)) = (start, report.heads.first_mut()) {
+            first.times.values += start.elapsed();
+        }
+        let certificates = report.certificates.chunks_exact_mut(call.tokens);
+        for (i, (report, certificates)) in report.heads.iter_mut().zip(certificates).enumerate() {
             let head = &heads[i / call.group];
+            let premises = premises(call, head);
             let rows = &q[i * call.tokens * call.dim..(i + 1) * call.tokens * call.dim];
-            let norms = rows.chunks_exact(call.dim).take(block).map(norm);
-            let longest = norms.fold(0.0, f32::max);
-            let certificate = premises(call, head).dense(longest, call.before + block);
-            let visible = (1..=block).map(|t| (call.before + t) as u64).sum();
-            report.add_dense(block as u64, visible, certificate);
+            let rows = rows.chunks_exact(call.dim).zip(certificates).take(block);
+            for (t, (row, certificate)) in rows.enumerate() {
+                let visible = call.before + t + 1;
+                *certificate = premises.dense(norm(row), visible);
+                report.add_dense(visible, *certificate);
+                let ends_block = (t + 1).is_multiple_of(dense::QUERY_BLOCK) || t + 1 == block;
+                if ends_block && i.is_multiple_of(call.group) {
+                    report.bytes.add_dense(visible, RowBytes::of(head));
+                }
+            }
         }
     }
 
-    /// Tokens `first..` of one KV head's group, one by one, by the planner's choice.
-    ///
-    /// `queries` `[G, L, D]`, `out` `[G, L, Dv]`, one report a query head.
-    #[expect(clippy::too_many_arguments)]
-    fn attend_tokens(
-        &self,
-        call: Call,
-        first: usize,
-        queries: &[f32],
-        head: &mut HeadCache,
-        team: &Team,
-        scratch: &mut HeadScratch,
-        out: &mut [f32],
-        reports: &mut [HeadReport],
-    ) -> Result<(), SearchError> {
-        if call.tokens == 1 {
-            // the rows of the one token lie side by side
-            let visible = call.before + 1;
-            return self.attend_token(call, visible, queries, head, team, scratch, out, reports);
-        }
-        // taken out so that the rest of the scratch can be lent beside them
-        let mut token_queries = std::mem::take(&mut scratch.queries);
-        let mut token_out = std::mem::take(&mut scratch.out);
-        token_out.resize(call.group * call.value_dim, 0.0);
-        let mut result = Ok(());
-        for token in first..call.tokens {
-            token_queries.clear();
-            for g in 0..call.group {
-                let start = (g * call.tokens + token) * call.dim;
-                token_queries.extend_from_slice(&queries[start..start + call.dim]);
-            }
-            let visible = call.before + token + 1;
-            result = self.attend_token(
-                call,
-                visible,
-                &token_queries,
-                head,
-                team,
-                scratch,
-                &mut token_out,
-                reports,
-            );
-            if result.is_err() {
-                break;
-            }
-            for (g, row) in token_out.chunks_exact(call.value_dim).enumerate() {
-                let start = (g * call.tokens + token) * call.value_dim;
-                out[start..start + call.value_dim].copy_from_slice(row);
-            }
-        }
-        scratch.queries = token_queries;
-        scratch.out = token_out;
-        result
+    /// Whether the time of each phase is wanted: a step that nobody watches does not look at the clock.
+    pub(crate) fn measures_time(&self) -> bool {
+        self.config.measure_time || tracing::enabled!(tracing::Level::DEBUG)
     }
 
-    #[expect(clippy::too_many_arguments)]
-    fn attend_token(
-        &self,
-        call: Call,
-        visible: usize,
-        queries: &[f32],
-        head: &mut HeadCache,
-        team: &Team,
-        scratch: &mut HeadScratch,
-        out: &mut [f32],
-        reports: &mut [HeadReport],
-    ) -> Result<(), SearchError> {
-        let step = Step {
-            visible,
-            group: call.group,
-            dim: call.dim,
-            value_dim: call.value_dim,
-            precision: head.values().precision(),
-            history: head.history(),
-        };
-        let plan = planner::choose(&self.config, &self.rule, step);
-        if plan == HeadPlan::Sparse
-            && self.attend_sparse(call, visible, queries, head, team, scratch, out)?
-        {
-            for (report, answer) in reports.iter_mut().zip(&scratch.answers) {
-                report.add_sparse(
-                    visible,
-                    answer.survivors,
-                    answer.attended,
-                    answer.certificate,
-                );
-            }
-            return Ok(());
-        }
-        self.dense_step(call)
-            .decode((team, &self.pool), head, queries, visible, scratch, out);
-        for (report, query) in reports.iter_mut().zip(queries.chunks_exact(call.dim)) {
-            let certificate = premises(call, head).dense(norm(query), visible);
-            report.add_dense(1, visible as u64, certificate);
-        }
-        Ok(())
-    }
-
-    /// Answers by the sparse plan, into `scratch.answers` and `out`, and says whether the certificates keep what the rule promises.
-    #[expect(clippy::too_many_arguments)]
-    fn attend_sparse(
-        &self,
-        call: Call,
-        visible: usize,
-        queries: &[f32],
-        head: &mut HeadCache,
-        team: &Team,
-        scratch: &mut HeadScratch,
-        out: &mut [f32],
-    ) -> Result<bool, SearchError> {
-        let sparse = SparseStep {
+    pub(crate) fn sparse_step<'a>(&'a self, call: Call, team: &'a Team) -> SparseStep<'a> {
+        SparseStep {
             searcher: &self.searcher,
             kernel: self.kernel,
             rule: &self.rule,
             scale: call.scale,
             sink_tokens: self.config.sink_tokens,
             recent_window: self.config.recent_window,
+            timed: self.measures_time(),
             team,
-        };
-        // The scratch is any head's; what it remembers during the search is this one's.
-        scratch.search.swap_history(head.search_history_mut());
-        let attended = sparse.attend(head, queries, visible, scratch, out);
-        scratch.search.swap_history(head.search_history_mut());
-        attended?;
-        let now = sparse::history(&scratch.answers, visible);
-        head.record(planner::updated(head.history(), now));
-        // A search by mass leaves a thousandth of the share for rounding; keys and queries of huge norms can need more.
-        let most = match self.rule {
-            ThresholdRule::Mass { mass } if self.config.max_candidates.is_none() => {
-                1.0 - f64::from(mass)
-            }
-            _ => return Ok(true),
-        };
-        let bounds = scratch.answers.iter();
-        let mut bounds = bounds.map(|answer| f64::from(answer.certificate.dropped_mass_bound));
-        Ok(bounds.all(|bound| bound <= most))
+        }
     }
 
-    fn dense_step(&self, call: Call) -> DenseStep {
+    pub(crate) fn dense_step(&self, call: Call) -> DenseStep {
         DenseStep {
             kernel: self.kernel,
             scale: call.scale,

@@ -101,6 +101,16 @@ pub enum AttentionError {
         /// Elements that came.
         received: usize,
     },
+    /// A part of the stored keys is not one.
+    #[error("expected positions within 0..{stored}, received {start}..{end}")]
+    Positions {
+        /// The first position of the part.
+        start: usize,
+        /// The position after its last.
+        end: usize,
+        /// Keys that are stored.
+        stored: usize,
+    },
     /// A query holds NaN or an infinity.
     #[error(
         "queries of sequence {sequence}, head {head}: non-finite element in new token {token}, column {column}"

@@ -43,14 +43,22 @@
 mod certificate;
 mod choice;
 mod config;
+mod decode;
 mod dense;
 mod engine;
 mod error;
+mod histogram;
+mod merge;
+mod metrics;
+mod partial;
 mod planner;
+mod prefill;
+mod promise;
 mod report;
 mod rows;
 mod scratch;
 mod sparse;
+mod sums;
 
 #[cfg(feature = "burn")]
 mod module;
@@ -62,7 +70,11 @@ pub use choice::{CacheShape, PlanPolicy, ThresholdStrategy};
 pub use config::HiraAttentionConfig;
 pub use engine::HostAttention;
 pub use error::{AttentionError, ConfigError};
-pub use report::{AttentionReport, HeadPlan, HeadReport, Metrics};
+pub use merge::PartialAttention;
+pub use metrics::Metrics;
+pub use partial::PartKeys;
+pub use report::{AttentionReport, BytesRead, HeadPlan, HeadReport, PhaseTimes};
+pub use sums::PartialSums;
 
 #[cfg(feature = "burn")]
 pub use hira_index::burn::HiraBackend;

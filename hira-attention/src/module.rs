@@ -9,7 +9,10 @@ use burn::{
 use hira_cache::HiraCache;
 use hira_index::burn::{HiraBackend, from_host, with_host};
 
-use crate::{AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, HostAttention};
+use crate::{
+    AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, HostAttention, PartKeys,
+    PartialAttention,
+};
 
 /// Certified sparse attention over a [`HiraCache`].
 ///
@@ -114,6 +117,57 @@ impl<B: HiraBackend> HiraAttention<B> {
         })????;
         let out = from_host(out, [sequences, heads, tokens, value_dim], &device);
         Ok((out, report))
+    }
+}
+
+impl<B: HiraBackend> HiraAttention<B> {
+    /// Attends to a part of the keys that layer `layer` of `cache` holds, without appending anything; every query sees every key of the part.
+    ///
+    /// # Shapes
+    ///
+    /// `q` `[B, Hq, L, D]`, RoPE applied.
+    ///
+    /// # Errors
+    ///
+    /// [`AttentionError`] for wrong shapes or positions, non-finite or too large queries, or a layer that the cache lacks.
+    pub fn try_partial(
+        &self,
+        q: Tensor<B, 4>,
+        cache: &mut HiraCache,
+        layer: usize,
+        keys: &PartKeys,
+    ) -> Result<PartialAttention, AttentionError> {
+        let received = q.dims();
+        let [_, heads, tokens, _] = received;
+        let config = cache.config();
+        let expected = [config.sequences, heads, tokens, config.head_dim];
+        if received != expected {
+            return Err(AttentionError::Shape {
+                what: "q",
+                expected,
+                received,
+            });
+        }
+        let mut partial = PartialAttention::default();
+        with_host(q, |q| {
+            self.engine
+                .partial_into(heads, q, cache, layer, keys, &mut partial)
+        })??;
+        Ok(partial)
+    }
+
+    /// The output over all `parts`, `[B, Hq, L, Dv]` on `device`, and what is proven of it: see [`PartialAttention::merge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`PartialAttention::merge`].
+    pub fn try_merge(
+        &self,
+        parts: &[PartialAttention],
+        device: &B::Device,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
+        let merged = PartialAttention::merge(parts)?;
+        Ok((from_host(merged.out, merged.shape, device), merged.report))
     }
 }
 

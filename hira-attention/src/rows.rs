@@ -18,12 +18,34 @@ pub(crate) struct Always {
 
 impl Always {
     pub(crate) fn new(sink_tokens: usize, recent_window: usize, visible: usize) -> Self {
+        Self::beyond(visible, sink_tokens, recent_window, visible)
+    }
+
+    /// For a query that sees `0..visible`, of which only `0..searched` were searched: the window then begins no later than `searched`.
+    /// Keys from `searched` on are in no tail, so nothing may be taken from one for them.
+    pub(crate) fn beyond(
+        searched: usize,
+        sink_tokens: usize,
+        recent_window: usize,
+        visible: usize,
+    ) -> Self {
         let sinks_end = sink_tokens.min(visible);
+        let window_start = visible.saturating_sub(recent_window).min(searched);
         Self {
             sinks_end,
-            window_start: visible.saturating_sub(recent_window).max(sinks_end),
+            window_start: window_start.max(sinks_end),
             visible,
         }
+    }
+
+    /// Keys that are attended to whatever a search finds.
+    pub(crate) fn len(&self) -> usize {
+        self.sinks_end + (self.visible - self.window_start)
+    }
+
+    /// Keys that the query sees.
+    pub(crate) fn visible(&self) -> usize {
+        self.visible
     }
 
     /// Fills `scratch.rows` (ascending) and `scratch.scores` (canonical).

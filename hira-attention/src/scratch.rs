@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
-use crate::{dense::RangeCopy, sparse::SparseAnswer};
+use crate::{PartialSums, PhaseTimes, dense::RangeCopy, sparse::SparseAnswer};
 
 /// Buffers of one query of a group.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub(crate) struct HeadScratch {
     pub(crate) out: Vec<f32>,
     pub(crate) per_query: Vec<QueryScratch>,
     pub(crate) answers: Vec<SparseAnswer>,
+    pub(crate) sums: Vec<PartialSums>,
+    pub(crate) times: PhaseTimes,
     pub(crate) dense: DenseScratch,
     pub(crate) copy: RangeCopy,
     pub(crate) states: Vec<SoftmaxState>,

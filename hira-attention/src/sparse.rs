@@ -1,8 +1,10 @@
 //! The sparse plan: search, then attention over the selected keys.
 
+use std::time::Instant;
+
 use hira_cache::{HeadCache, SparseHistory};
 use hira_kernels::{Kernel, Team};
-use hira_search::{HalfspaceSearcher, SearchError, Selection};
+use hira_search::{HalfspaceSearcher, Plan, SearchError, Selection, Tail};
 use hira_threshold::ThresholdRule;
 
 use crate::{
@@ -21,6 +23,8 @@ pub(crate) struct SparseStep<'a> {
     pub(crate) scale: f32,
     pub(crate) sink_tokens: usize,
     pub(crate) recent_window: usize,
+    /// Whether the time of each phase is added to the scratch.
+    pub(crate) timed: bool,
     pub(crate) team: &'a Team,
 }
 
@@ -28,8 +32,17 @@ pub(crate) struct SparseStep<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SparseAnswer {
     pub(crate) survivors: usize,
+    /// Keys whose sketch was read, for the whole group.
+    pub(crate) scanned: usize,
+    /// Keys whose rows were read for the whole group, by a search that scores all of them.
+    pub(crate) shared: usize,
+    /// Keys whose rows were read for this query: survivors, sinks and the window.
+    pub(crate) scored: usize,
     pub(crate) attended: usize,
     pub(crate) certificate: Certificate,
+    /// What the certificate was made of.
+    pub(crate) measured: Attended,
+    pub(crate) tail: Tail,
 }
 
 impl SparseStep<'_> {
@@ -46,41 +59,73 @@ impl SparseStep<'_> {
         scratch: &mut HeadScratch,
         out: &mut [f32],
     ) -> Result<(), SearchError> {
+        let always = Always::new(self.sink_tokens, self.recent_window, visible);
+        self.attend_rows(head, queries, visible, |_| always, scratch, out)
+    }
+
+    /// As [`attend`](Self::attend), for any queries that search `0..searched`; `always` says for each of them what it attends to whatever
+    /// its search finds, and how many keys it sees.
+    pub(crate) fn attend_rows(
+        &self,
+        head: &HeadCache,
+        queries: &[f32],
+        searched: usize,
+        always: impl Fn(usize) -> Always + Sync,
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) -> Result<(), SearchError> {
         let dim = head.index().dim();
         let group = queries.len() / dim;
         scratch.selections.resize_with(group, Selection::default);
         scratch.per_query.resize_with(group, QueryScratch::default);
+        let start = self.timed.then(Instant::now);
         self.searcher.search_group_on(
             self.team,
             head.index(),
             queries,
-            visible,
+            searched,
             self.rule,
             self.scale,
             &mut scratch.search,
             &mut scratch.selections,
         )?;
-        let always = Always::new(self.sink_tokens, self.recent_window, visible);
+        let found_at = start.map(|start| {
+            scratch.times.search += start.elapsed();
+            Instant::now()
+        });
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
         let found = queries.chunks_exact(dim).zip(&scratch.selections);
         let rows = out.chunks_exact_mut(value_dim).zip(&mut scratch.answers);
         let tasks = found.zip(&mut scratch.per_query).zip(rows);
-        self.team
-            .for_each(tasks, |(((query, selection), buffers), (out, answer))| {
-                *answer = self.attend_one(head, query, selection, always, visible, buffers, out);
-            });
+        self.team.for_each(
+            tasks.enumerate(),
+            |(row, (((query, selection), buffers), (out, answer)))| {
+                *answer = self.attend_one(head, query, selection, always(row), buffers, out);
+            },
+        );
+        if let Some(found_at) = found_at {
+            scratch.times.values += found_at.elapsed();
+        }
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments)]
+    /// What a certificate of this head needs beside what was measured.
+    pub(crate) fn premises(&self, head: &HeadCache, dim: usize) -> Premises {
+        Premises {
+            dim,
+            scale: self.scale,
+            key_norm: head.max_key_norm(),
+            value_norm: head.max_value_norm(),
+        }
+    }
+
     fn attend_one(
         &self,
         head: &HeadCache,
         query: &[f32],
         selection: &Selection,
         always: Always,
-        visible: usize,
         buffers: &mut QueryScratch,
         out: &mut [f32],
     ) -> SparseAnswer {
@@ -105,24 +150,29 @@ impl SparseStep<'_> {
             let inverse = 1.0 / weight_sum;
             out.iter_mut().for_each(|element| *element *= inverse);
         }
-        let premises = Premises {
-            dim: query.len(),
-            scale: self.scale,
-            key_norm: head.max_key_norm(),
-            value_norm: head.max_value_norm(),
-        };
+        let premises = self.premises(head, query.len());
         let attended = Attended {
             query_norm: norm(query),
-            visible,
+            visible: always.visible(),
             rows,
             max_score,
             weight_sum,
             out_norm: norm(out),
         };
+        let shared = if selection.stats.plan == Plan::Dense {
+            selection.stats.survivors
+        } else {
+            0
+        };
         SparseAnswer {
             survivors: selection.stats.survivors,
+            scanned: selection.stats.scanned,
+            shared,
+            scored: selection.stats.survivors - shared + always.len(),
             attended: rows,
             certificate: premises.sparse(attended, selection.tail),
+            measured: attended,
+            tail: selection.tail,
         }
     }
 }

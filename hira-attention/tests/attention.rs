@@ -4,8 +4,8 @@ mod common;
 
 use common::{Problem, Shape, distance};
 use hira_attention::{
-    AttentionError, AttentionReport, CacheShape, HeadPlan, HiraAttentionConfig, HiraCache,
-    HostAttention, PlanPolicy, Precision,
+    AttentionError, AttentionReport, CacheShape, Certificate, HeadPlan, HiraAttentionConfig,
+    HiraCache, HostAttention, PlanPolicy, Precision,
 };
 use hira_cache::CacheError;
 use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
@@ -243,16 +243,47 @@ fn a_threshold_of_minus_infinity_through_the_sparse_plan_is_dense() {
     });
 }
 
-/// The keys that top-k with sinks and a window attends to.
-fn top_k_keep(scores: &[f64], k: usize, sinks: usize, window: usize) -> Vec<bool> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
+/// The keys that a query's rule chooses from: in a prefill those before its tile of 16 positions, else all that it sees.
+fn searched(batches: &[usize], token: usize) -> usize {
+    let mut end = 0;
+    let batch = batches.iter().find(|&&batch| {
+        end += batch;
+        token < end
+    });
+    if *batch.unwrap() > 16 {
+        token - token % 16
+    } else {
+        token + 1
+    }
+}
+
+/// What a report says of one query.
+fn certificate(
+    reports: &[AttentionReport],
+    batches: &[usize],
+    row: usize,
+    token: usize,
+) -> Certificate {
+    let mut first = 0;
+    for (report, &batch) in reports.iter().zip(batches) {
+        if token < first + batch {
+            return report.certificates[row * batch + token - first];
+        }
+        first += batch;
+    }
+    panic!("token {token} is in no batch");
+}
+
+/// The keys that top-k among the first `searched`, with sinks, a window and all others attends to.
+fn top_k_keep(scores: &[f64], k: usize, sinks: usize, window: usize, searched: usize) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..searched).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
     let mut keep = vec![false; scores.len()];
     order.iter().take(k).for_each(|&j| keep[j] = true);
     let n = scores.len();
     keep.iter_mut().take(sinks).for_each(|kept| *kept = true);
     keep.iter_mut()
-        .skip(n.saturating_sub(window))
+        .skip(n.saturating_sub(window).min(searched))
         .for_each(|kept| *kept = true);
     keep
 }
@@ -292,7 +323,7 @@ fn top_k_attends(given: &Problem, precision: Precision) {
                 .fold(0.0, f32::max);
             for_each_query(SHAPE, 200, |sequence, head, token, at| {
                 let scores = problem.scores(sequence, head, token);
-                let keep = top_k_keep(&scores, 12, 3, 9);
+                let keep = top_k_keep(&scores, 12, 3, 9, searched(&batches, token));
                 let answer = &out[at..at + SHAPE.value_dim];
                 let (expected, dropped) =
                     problem.attend(sequence, head, token, 0.25, |j, _| keep[j]);
@@ -304,6 +335,10 @@ fn top_k_attends(given: &Problem, precision: Precision) {
                 assert!(dropped <= f64::from(worst_mass));
                 let (dense, _) = problem.attend(sequence, head, token, 0.25, |_, _| true);
                 assert!(distance(answer, &dense) <= f64::from(worst_error));
+                let row = sequence * SHAPE.heads + head;
+                let own = certificate(&reports, &batches, row, token);
+                assert!(dropped <= f64::from(own.dropped_mass_bound));
+                assert!(distance(answer, &dense) <= f64::from(own.output_error_bound));
             });
         }
     }
@@ -335,28 +370,32 @@ fn sampled_rules_attend_to_the_keys_that_reach_their_threshold() {
                 .with_sinks_and_window(1, 2)
                 .with_plan(PlanPolicy::Sparse)
         };
-        let (out, reports) = run(&config, &problem, &[100, 25, 25]);
+        let batches = [100, 25, 25];
+        let (out, reports) = run(&config, &problem, &batches);
         let worst = |bound: fn(&AttentionReport) -> f32| {
             f64::from(reports.iter().map(bound).fold(0.0, f32::max))
         };
         let (mut left_out, mut skipped) = (0, 0);
         for_each_query(SHAPE, 150, |sequence, head, token, at| {
             let scores = problem.scores(sequence, head, token);
-            let visible = scores.len();
+            let (visible, searched) = (scores.len(), searched(&batches, token));
+            if searched == 0 {
+                return;
+            }
             let mut positions = Vec::new();
-            positions_only.sample_positions(visible, &mut positions);
+            positions_only.sample_positions(searched, &mut positions);
             let sample: Vec<f32> = positions
                 .iter()
                 .map(|&p| scores[p as usize] as f32)
                 .collect();
             let Cut::AtLeast { tau } = rule.cut(&RuleInput {
-                visible,
+                visible: searched,
                 sample: &sample,
             }) else {
                 panic!("a sampled rule sets a threshold");
             };
             // The canonical score is an f32: of a key this near, only the one that gave tau is known to reach it.
-            let near: Vec<f64> = scores
+            let near: Vec<f64> = scores[..searched]
                 .iter()
                 .copied()
                 .filter(|score| (score - f64::from(tau)).abs() < 1e-4)
@@ -365,7 +404,9 @@ fn sampled_rules_attend_to_the_keys_that_reach_their_threshold() {
                 skipped += 1;
                 return;
             }
-            let keep = |j: usize| j < 1 || j + 2 >= visible || scores[j] >= f64::from(tau) - 1e-4;
+            let keep = |j: usize| {
+                j < 1 || j + 2 >= visible || j >= searched || scores[j] >= f64::from(tau) - 1e-4
+            };
             let answer = &out[at..at + SHAPE.value_dim];
             let (expected, dropped) = problem.attend(sequence, head, token, 0.25, |j, _| keep(j));
             let error = distance(answer, &expected);
@@ -396,7 +437,7 @@ fn each_certificate_holds_for_its_own_query() {
     for_each_query(SHAPE, 300, |sequence, head, token, at| {
         let report = reports[token].heads[sequence * SHAPE.heads + head];
         let scores = problem.scores(sequence, head, token);
-        let keep = top_k_keep(&scores, 20, 0, 1);
+        let keep = top_k_keep(&scores, 20, 0, 1, token + 1);
         let (_, dropped) = problem.attend(sequence, head, token, 0.25, |j, _| keep[j]);
         let bound = f64::from(report.worst.dropped_mass_bound);
         assert!(dropped <= bound, "{dropped} > {bound}");
@@ -470,6 +511,32 @@ fn results_do_not_depend_on_kernels_threads_or_segments() {
                     );
                 }
             });
+        }
+    }
+}
+
+/// A token's tile begins where its position says, whatever call brings it and whichever thread answers.
+#[test]
+fn a_sparse_prefill_gives_the_same_bits_in_any_calls_and_threads() {
+    let problem = Problem::random(14, SHAPE, 400);
+    let config = HiraAttentionConfig {
+        use_hira_during_prefill: true,
+        segment_len: 64,
+        ..HiraAttentionConfig::new()
+            .with_top_k(30)
+            .with_sinks_and_window(2, 20)
+            .with_plan(PlanPolicy::Sparse)
+    };
+    let (expected, _) = run(&config, &problem, &[400]);
+    for batches in [vec![400], vec![100, 300], vec![17, 83, 201, 99]] {
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            let (out, reports) = pool.install(|| run(&config, &problem, &batches));
+            assert!(out == expected, "{batches:?} {threads}");
+            assert!(reports.iter().all(|report| report.density() < 0.9));
         }
     }
 }
@@ -624,9 +691,10 @@ proptest! {
         let (out, _) = run(&config, &problem, &batches);
         for_each_query(shape, tokens, |sequence, head, token, at| {
             let scores = problem.scores(sequence, head, token);
-            let keep = top_k_keep(&scores, k, 1, 2);
+            let searched = searched(&batches, token);
+            let keep = top_k_keep(&scores, k, 1, 2, searched);
             // scores that rounding could reorder may be selected either way
-            let sorted = { let mut s = scores.clone(); s.sort_by(|a, b| b.total_cmp(a)); s };
+            let sorted = { let mut s = scores[..searched].to_vec(); s.sort_by(|a, b| b.total_cmp(a)); s };
             if k < sorted.len() && (sorted[k - 1] - sorted[k]).abs() < 1e-4 {
                 return;
             }

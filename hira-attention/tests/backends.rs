@@ -6,7 +6,8 @@ mod common;
 use burn::tensor::{Tensor, TensorData, module::attention, ops::AttentionModuleOptions};
 use common::{Problem, Rows, Shape, distance};
 use hira_attention::{
-    AttentionError, CacheShape, HiraAttention, HiraAttentionConfig, HiraBackend, PlanPolicy,
+    AttentionError, CacheShape, HiraAttention, HiraAttentionConfig, HiraBackend, PartKeys,
+    PlanPolicy,
 };
 
 const SHAPE: Shape = Shape {
@@ -33,6 +34,50 @@ fn tensor<B: HiraBackend>(
 
 fn floats<B: HiraBackend>(tensor: Tensor<B, 4>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().into_vec().unwrap()
+}
+
+fn parts_merge_to_one_attention<B: HiraBackend>(device: &B::Device, tolerance: f64) {
+    let problem = Problem::random(13, SHAPE, 60);
+    let config = HiraAttentionConfig::dense();
+    let attention: HiraAttention<B> = config.init(device).unwrap();
+    let mut cache = config
+        .init_cache(CacheShape {
+            layers: 1,
+            sequences: SHAPE.sequences,
+            kv_heads: SHAPE.kv_heads,
+            head_dim: SHAPE.dim,
+            value_dim: SHAPE.value_dim,
+            max_len: 60,
+        })
+        .unwrap();
+    let (k, v) = (problem.k.slice(0..60), problem.v.slice(0..60));
+    cache.append(0, &k, &v).unwrap();
+    let q = tensor::<B>(&problem.q, 59..60, device);
+    let parts = [0..20, 20..21, 21..60].map(|positions| {
+        let keys = PartKeys::new(positions);
+        attention
+            .try_partial(q.clone(), &mut cache, 0, &keys)
+            .unwrap()
+    });
+    let (out, report) = attention.try_merge(&parts, device).unwrap();
+    assert_eq!(
+        out.dims(),
+        [SHAPE.sequences, SHAPE.heads, 1, SHAPE.value_dim]
+    );
+    assert_eq!(report.density(), 1.0);
+    for (row, out) in floats(out).chunks_exact(SHAPE.value_dim).enumerate() {
+        let (sequence, head) = (row / SHAPE.heads, row % SHAPE.heads);
+        let (expected, _) = problem.attend(sequence, head, 59, 0.25, |_, _| true);
+        let error = distance(out, &expected);
+        assert!(error < tolerance, "{sequence} {head}: {error}");
+    }
+    let wrong = tensor::<B>(&problem.v, 0..1, device).slice([0..1]);
+    let keys = PartKeys::new(0..60);
+    let refused = attention.try_partial(wrong, &mut cache, 0, &keys);
+    assert!(matches!(
+        refused,
+        Err(AttentionError::Shape { what: "q", .. })
+    ));
 }
 
 fn agrees_with_the_oracle<B: HiraBackend>(device: &B::Device, tolerance: f64) {
@@ -173,6 +218,10 @@ macro_rules! on_backend {
             #[test]
             fn agrees_with_the_oracle() {
                 super::agrees_with_the_oracle::<$backend>(&Default::default(), 1e-4);
+            }
+            #[test]
+            fn parts_merge_to_one_attention() {
+                super::parts_merge_to_one_attention::<$backend>(&Default::default(), 1e-4);
             }
             #[test]
             fn agrees_with_burn() {

@@ -29,6 +29,7 @@ pub struct HeadCache {
     max_key_norm: f32,
     max_value_norm: f32,
     history: Option<SparseHistory>,
+    widening: Option<f32>,
     searches: SearchHistory,
 }
 
@@ -60,6 +61,7 @@ impl HeadCache {
             max_key_norm: 0.0,
             max_value_norm: 0.0,
             history: None,
+            widening: None,
             searches: SearchHistory::default(),
         })
     }
@@ -102,6 +104,17 @@ impl HeadCache {
     /// Records what the planner measured. It steers the choice between dense and sparse, nothing else.
     pub fn record(&mut self, history: SparseHistory) {
         self.history = Some(history);
+    }
+
+    /// The share of the softmax mass that the last search which held an error limit was allowed to drop; 0 if only dense attention held it,
+    /// and `None` if the configured rule does.
+    pub fn widening(&self) -> Option<f32> {
+        self.widening
+    }
+
+    /// Records [`widening`](Self::widening). It steers where the next step begins, nothing else.
+    pub fn set_widening(&mut self, share: Option<f32>) {
+        self.widening = share;
     }
 
     /// What searches of this head remember from one step to the next; lend it to the scratch that searches.
@@ -190,6 +203,7 @@ impl HeadCache {
         self.max_key_norm = 0.0;
         self.max_value_norm = 0.0;
         self.history = None;
+        self.widening = None;
         self.searches = SearchHistory::default();
     }
 }
