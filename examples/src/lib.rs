@@ -17,6 +17,7 @@ pub mod chat;
 pub mod cli;
 pub mod demo;
 pub mod device;
+pub mod eval;
 pub mod fetch;
 pub mod generate;
 mod huge_pages;

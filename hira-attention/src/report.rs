@@ -34,8 +34,15 @@ pub struct HeadReport {
     pub worst: Certificate,
 }
 
+impl Default for HeadReport {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl HeadReport {
-    pub(crate) fn new() -> Self {
+    /// The report of no query.
+    pub fn new() -> Self {
         Self {
             plan: HeadPlan::Dense,
             queries: 0,
@@ -72,6 +79,26 @@ impl HeadReport {
         self.attended += attended as u64;
         self.dropped_mass_sum += f64::from(certificate.dropped_mass_bound);
         self.worst = self.worst.worst_of(certificate);
+    }
+
+    /// Adds a query of an attention of one's own, which read the keys it attended to and no others.
+    ///
+    /// ```
+    /// use hira_attention::{Certificate, HeadReport};
+    ///
+    /// let mut report = HeadReport::new();
+    /// let mut nothing_proven = Certificate::default();
+    /// nothing_proven.dropped_mass_bound = 1.0;
+    /// nothing_proven.output_error_bound = f32::INFINITY;
+    /// report.add(1000, 100, nothing_proven);
+    /// assert_eq!(report.density(), 0.1);
+    /// ```
+    pub fn add(&mut self, visible: usize, attended: usize, certificate: Certificate) {
+        if attended == visible {
+            self.add_dense(1, visible as u64, certificate);
+        } else {
+            self.add_sparse(visible, attended, attended, certificate);
+        }
     }
 
     /// Keys attended to / visible keys.
