@@ -99,6 +99,11 @@ impl EvalRule {
         })
     }
 
+    /// The softmax mass that the rule may drop, if that is what it is about.
+    pub fn eps(&self) -> Option<f64> {
+        None
+    }
+
     /// The rule without its value, as it is written: lines of a plot are rules that share it.
     pub fn family(&self) -> String {
         let text = self.to_string();
