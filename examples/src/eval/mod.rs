@@ -2,8 +2,11 @@
 
 pub mod captures;
 pub mod compare;
+mod measured;
 mod rules;
+
 mod truth;
 
+pub use measured::{Measured, Measuring, Recall, Recalls};
 pub use rules::{EvalRule, RuleError};
 pub use truth::DenseTruth;
