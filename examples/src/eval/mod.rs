@@ -4,7 +4,7 @@ pub mod captures;
 pub mod compare;
 mod measured;
 mod rules;
-
+pub mod tasks;
 mod truth;
 
 pub use measured::{Measured, Measuring, Recall, Recalls};
