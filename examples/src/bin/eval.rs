@@ -121,9 +121,10 @@ fn run(arguments: Arguments) -> Result<()> {
     let out = &arguments.out;
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let model = path.file_name().unwrap_or(path.as_os_str());
-    let settings = plans.iter().map(|(plan, _)| (&plan.base, plan.start));
-    let settings = settings.collect::<Vec<_>>();
-    let settings = fingerprint(&(model.to_string_lossy(), &text, &settings[..1]))?;
+    let config = arguments.config.as_ref().map(fs::read_to_string);
+    let config = config.transpose()?;
+    let settings = (model.to_string_lossy(), &text, arguments.start(), config);
+    let settings = fingerprint(&settings)?;
     let journal = Journal::open(&out.join("journal.jsonl"), &settings, arguments.fresh)
         .with_context(|| format!("cannot use the journal in {}", out.display()))?;
     run_on(
@@ -140,6 +141,10 @@ fn run(arguments: Arguments) -> Result<()> {
 }
 
 impl Arguments {
+    fn start(&self) -> usize {
+        self.start.unwrap_or(1024)
+    }
+
     /// What to evaluate, and how it is reported.
     fn plans(&self) -> Result<Vec<(Evaluation, Group)>> {
         let named = |given: &[EvalRule], quick: &str, usual: &str| {
@@ -155,7 +160,7 @@ impl Arguments {
             (given, _) => given.to_vec(),
         };
         let len = contexts.iter().copied().max().unwrap_or(0);
-        let start = self.start.unwrap_or(1024);
+        let start = self.start();
         let base = match &self.config {
             Some(path) => HiraAttentionConfig::from_file(path)
                 .with_context(|| format!("cannot use {}", path.display()))?,
@@ -218,7 +223,7 @@ impl Arguments {
                 None => "every query by its rule (the planner is off), 4 sinks and a window of 64"
                     .to_owned(),
             },
-            self.start.unwrap_or(1024),
+            self.start(),
         )
     }
 }
