@@ -14,6 +14,8 @@ pub enum ThresholdStrategy {
     Percentile,
     /// Every key whose score reaches `threshold`.
     Fixed,
+    /// The keys of highest score that are proven to hold `mass` of the softmax mass.
+    Mass,
     /// Every key whose score reaches `mean + adaptive_c * std` of the sampled scores.
     Adaptive,
     /// Every key whose score reaches the largest of the sampled ones.

@@ -44,6 +44,9 @@ pub struct HiraAttentionConfig {
     /// The score (`q . k`, unscaled) to reach for `"fixed"`; `-inf` selects every key.
     #[serde(with = "score_form")]
     pub threshold: Option<f32>,
+    /// The share of the softmax mass that the selected keys must hold for `"mass"`, in `(0, 1]`: 0.99 drops at most 1 %, proven for every
+    /// query, and the planner goes dense where a head is too flat for it to pay. Default 0.99.
+    pub mass: f32,
     /// Standard deviations above the mean for `"adaptive"`, finite. Default 2.
     pub adaptive_c: f32,
     /// Where the threshold lies for `"sample_mean_max"`: 0 is the mean of the sample, 1 its largest score. Default 0.5.
@@ -112,6 +115,7 @@ impl Default for HiraAttentionConfig {
             top_k: 256,
             percentile: 2.0,
             threshold: None,
+            mass: 0.99,
             adaptive_c: 2.0,
             sample_weight: 0.5,
             budget_percent: 2.0,
@@ -180,6 +184,14 @@ impl HiraAttentionConfig {
         self
     }
 
+    /// Selects the keys of highest score that are proven to hold at least `mass` of the softmax mass.
+    #[must_use]
+    pub fn with_mass(mut self, mass: f32) -> Self {
+        self.threshold_strategy = ThresholdStrategy::Mass;
+        self.mass = mass;
+        self
+    }
+
     /// Selects by this rule: sets `threshold_strategy` and the key that belongs to it.
     ///
     /// ```
@@ -204,6 +216,10 @@ impl HiraAttentionConfig {
             ThresholdRule::Percentile { percent } => {
                 self.percentile = percent;
                 ThresholdStrategy::Percentile
+            }
+            ThresholdRule::Mass { mass } => {
+                self.mass = mass;
+                ThresholdStrategy::Mass
             }
             ThresholdRule::Adaptive { c } => {
                 self.adaptive_c = c;
@@ -372,6 +388,14 @@ impl HiraAttentionConfig {
                 return value(key, "must be above 0 and at most 100", received);
             }
         }
+        if !(self.mass > 0.0 && self.mass <= 1.0) {
+            let received = f64::from(self.mass);
+            return value("mass", "must be above 0 and at most 1", received);
+        }
+        if self.threshold_strategy == ThresholdStrategy::Mass && self.scale == Some(0.0) {
+            let requirement = "must be above 0 for threshold_strategy = \"mass\"";
+            return value("scale", requirement, 0.0);
+        }
         if !self.adaptive_c.is_finite() {
             return value("adaptive_c", "must be finite", f64::from(self.adaptive_c));
         }
@@ -439,6 +463,7 @@ impl HiraAttentionConfig {
                     strategy: "fixed",
                 }),
             },
+            ThresholdStrategy::Mass => Ok(ThresholdRule::Mass { mass: self.mass }),
             ThresholdStrategy::Adaptive => Ok(ThresholdRule::Adaptive { c: self.adaptive_c }),
             ThresholdStrategy::SampleMax => Ok(ThresholdRule::SampleMax),
             ThresholdStrategy::SampleTopK => Ok(ThresholdRule::SampleTopK { k: self.top_k }),

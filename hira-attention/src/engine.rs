@@ -398,49 +398,67 @@ impl HostAttention {
             precision: head.values().precision(),
             history: head.history(),
         };
-        match planner::choose(&self.config, &self.rule, step) {
-            HeadPlan::Dense => {
-                self.dense_step(call).decode(
-                    (team, &self.pool),
-                    head,
-                    queries,
+        let plan = planner::choose(&self.config, &self.rule, step);
+        if plan == HeadPlan::Sparse
+            && self.attend_sparse(call, visible, queries, head, team, scratch, out)?
+        {
+            for (report, answer) in reports.iter_mut().zip(&scratch.answers) {
+                report.add_sparse(
                     visible,
-                    scratch,
-                    out,
+                    answer.survivors,
+                    answer.attended,
+                    answer.certificate,
                 );
-                for (report, query) in reports.iter_mut().zip(queries.chunks_exact(call.dim)) {
-                    let certificate = premises(call, head).dense(norm(query), visible);
-                    report.add_dense(1, visible as u64, certificate);
-                }
             }
-            HeadPlan::Sparse => {
-                let sparse = SparseStep {
-                    searcher: &self.searcher,
-                    kernel: self.kernel,
-                    rule: &self.rule,
-                    scale: call.scale,
-                    sink_tokens: self.config.sink_tokens,
-                    recent_window: self.config.recent_window,
-                    team,
-                };
-                // The scratch is any head's; what it remembers during the search is this one's.
-                scratch.search.swap_history(head.search_history_mut());
-                let attended = sparse.attend(head, queries, visible, scratch, out);
-                scratch.search.swap_history(head.search_history_mut());
-                attended?;
-                for (report, answer) in reports.iter_mut().zip(&scratch.answers) {
-                    report.add_sparse(
-                        visible,
-                        answer.survivors,
-                        answer.attended,
-                        answer.certificate,
-                    );
-                }
-                let now = sparse::history(&scratch.answers, visible);
-                head.record(planner::updated(head.history(), now));
-            }
+            return Ok(());
+        }
+        self.dense_step(call)
+            .decode((team, &self.pool), head, queries, visible, scratch, out);
+        for (report, query) in reports.iter_mut().zip(queries.chunks_exact(call.dim)) {
+            let certificate = premises(call, head).dense(norm(query), visible);
+            report.add_dense(1, visible as u64, certificate);
         }
         Ok(())
+    }
+
+    /// Answers by the sparse plan, into `scratch.answers` and `out`, and says whether the certificates keep what the rule promises.
+    #[expect(clippy::too_many_arguments)]
+    fn attend_sparse(
+        &self,
+        call: Call,
+        visible: usize,
+        queries: &[f32],
+        head: &mut HeadCache,
+        team: &Team,
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) -> Result<bool, SearchError> {
+        let sparse = SparseStep {
+            searcher: &self.searcher,
+            kernel: self.kernel,
+            rule: &self.rule,
+            scale: call.scale,
+            sink_tokens: self.config.sink_tokens,
+            recent_window: self.config.recent_window,
+            team,
+        };
+        // The scratch is any head's; what it remembers during the search is this one's.
+        scratch.search.swap_history(head.search_history_mut());
+        let attended = sparse.attend(head, queries, visible, scratch, out);
+        scratch.search.swap_history(head.search_history_mut());
+        attended?;
+        let now = sparse::history(&scratch.answers, visible);
+        head.record(planner::updated(head.history(), now));
+        // A search by mass leaves a thousandth of the share for rounding; keys and queries of huge norms can need more.
+        let most = match self.rule {
+            ThresholdRule::Mass { mass } if self.config.max_candidates.is_none() => {
+                1.0 - f64::from(mass)
+            }
+            _ => return Ok(true),
+        };
+        let bounds = scratch.answers.iter();
+        let mut bounds = bounds.map(|answer| f64::from(answer.certificate.dropped_mass_bound));
+        Ok(bounds.all(|bound| bound <= most))
     }
 
     fn dense_step(&self, call: Call) -> DenseStep {

@@ -56,8 +56,9 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     }
     let always = config.sink_tokens + config.recent_window;
     let count = rule.count(step.visible);
-    let selects_all =
-        count.is_some_and(|count| count >= step.visible) || rule.tau() == Some(f32::NEG_INFINITY);
+    let selects_all = count.is_some_and(|count| count >= step.visible)
+        || rule.tau() == Some(f32::NEG_INFINITY)
+        || matches!(*rule, ThresholdRule::Mass { mass } if mass >= 1.0);
     if config.num_levels == 0
         || step.visible < config.min_sparse_len
         || always >= step.visible
@@ -207,6 +208,9 @@ mod tests {
         assert_eq!(plan(all, step(100_000, None)), HeadPlan::Dense);
         let percent = ThresholdRule::Percentile { percent: 100.0 };
         assert_eq!(plan(percent, step(100_000, None)), HeadPlan::Dense);
+        let mass = |mass| plan(ThresholdRule::Mass { mass }, step(100_000, None));
+        assert_eq!(mass(1.0), HeadPlan::Dense);
+        assert_eq!(mass(0.99), HeadPlan::Sparse);
     }
 
     #[test]

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Problem, Shape, distance};
 use hira_attention::{
-    AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraCache, HostAttention,
-    PlanPolicy, Precision,
+    AttentionError, AttentionReport, CacheShape, HeadPlan, HiraAttentionConfig, HiraCache,
+    HostAttention, PlanPolicy, Precision,
 };
 use hira_cache::CacheError;
 use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
@@ -406,6 +406,34 @@ fn each_certificate_holds_for_its_own_query() {
     });
     // the bound is close to the truth, not merely above it
     assert!(tight > 300 * SHAPE.heads, "{tight}");
+}
+
+/// Every answer of the rule by mass is dense or keeps its promise, in truth and by its certificate; norms that leave a rounded score without
+/// meaning make it dense.
+#[test]
+fn a_mass_is_kept_or_the_answer_is_dense() {
+    for (seed, magnify) in [(5, 1.0), (6, 3.0), (7, 1e5)] {
+        let mut problem = Problem::random(seed, SHAPE, 300);
+        problem.k.data.iter_mut().for_each(|key| *key *= magnify);
+        for mass in [0.5, 0.9, 0.99] {
+            let config = HiraAttentionConfig::new()
+                .with_mass(mass)
+                .with_sinks_and_window(1, 2)
+                .with_plan(PlanPolicy::Sparse);
+            let (out, reports) = run(&config, &problem, &[1; 300]);
+            let (mut sparse, eps) = (0, 1.0 - f64::from(mass));
+            for_each_query(SHAPE, 300, |sequence, head, token, at| {
+                let report = reports[token].heads[sequence * SHAPE.heads + head];
+                assert!(f64::from(report.worst.dropped_mass_bound) <= eps);
+                let (dense, _) = problem.attend(sequence, head, token, 0.25, |_, _| true);
+                let error = distance(&out[at..at + SHAPE.value_dim], &dense);
+                assert!(error <= f64::from(report.worst.output_error_bound));
+                sparse += usize::from(report.plan == HeadPlan::Sparse && report.density() < 1.0);
+            });
+            // A query of this norm has one key beyond all others, or two that rounding cannot tell apart.
+            assert!(sparse > 1000 || magnify > 10.0, "{sparse} were sparse");
+        }
+    }
 }
 
 #[test]

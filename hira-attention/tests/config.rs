@@ -97,6 +97,10 @@ fn every_rule_is_reached_by_its_keys_and_by_itself() {
             ThresholdRule::Percentile { percent: 3.5 },
         ),
         (
+            "threshold_strategy = \"mass\"\nmass = 0.95",
+            ThresholdRule::Mass { mass: 0.95 },
+        ),
+        (
             "threshold_strategy = \"adaptive\"\nadaptive_c = -1.5",
             ThresholdRule::Adaptive { c: -1.5 },
         ),
@@ -245,6 +249,10 @@ fn impossible_values_are_named() {
         ("percentile", "percentile = nan"),
         ("budget_percent", "budget_percent = 0.0"),
         ("budget_percent", "budget_percent = 100.5"),
+        ("mass", "mass = 0.0"),
+        ("mass", "mass = 1.5"),
+        ("mass", "mass = nan"),
+        ("scale", "scale = 0.0\nthreshold_strategy = \"mass\""),
         ("adaptive_c", "adaptive_c = inf"),
         ("adaptive_c", "adaptive_c = nan"),
         ("sample_weight", "sample_weight = 1.5"),

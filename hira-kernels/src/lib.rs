@@ -13,6 +13,7 @@
 //! * [`Kernel::product_encode`], [`ProductTables`], [`Kernel::product_bounds_into`]: codes of a few bits a subvector, and a
 //!   proven upper bound for each tile of them.
 //! * [`Kernel::exp_weights_into`], [`Kernel::weighted_sum_into`], [`SoftmaxState`]: the softmax that follows.
+//! * [`MassBounds`]: the softmax mass that is proven on either side of a threshold.
 //! * [`Team`]: the threads that share the work of one call.
 //!
 //! # Numerics
@@ -61,6 +62,7 @@ mod error;
 mod exp;
 mod kernel;
 mod lanes;
+mod mass;
 mod nearest;
 mod order;
 mod pages;
@@ -87,6 +89,7 @@ pub use error::KernelError;
 pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
 pub use kernel::{Avx2, Avx512};
+pub use mass::{MassBounds, MassSplit};
 pub use nearest::Centroids;
 pub use pages::prefer_large_pages;
 pub use precision::Precision;

@@ -43,6 +43,20 @@ macro_rules! portable_methods {
                 centre: &[f32],
             ) = crate::ProductTables::fill;
             fn tail_weight(bounds: &[f32], tau: f32, exponent: f32) -> f64 = crate::scan::tail_weight;
+            fn mass_weights(
+                bounds: &[f32],
+                reference: f32,
+                exponent: f32,
+                up: bool,
+                weights: &mut [f32],
+            ) = crate::mass::mass_weights;
+            fn mass_split(
+                lower: &[f32],
+                low: &[f32],
+                high: &[f32],
+                tau: f32,
+                at_tau: f32,
+            ) -> [f64; 2] = crate::mass::mass_split;
         }
     };
     (@each $features:literal; $(fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $portable:path;)*) => {

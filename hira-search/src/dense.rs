@@ -57,6 +57,7 @@ impl DenseScores {
             group.visible,
             group.scale,
             buffers,
+            (f32::MIN, |_| 0.0),
             out,
         );
     }

@@ -1,8 +1,9 @@
-//! A first threshold for top-k queries, guessed from a sample of tiles.
+//! A first threshold for top-k queries and for those by mass, guessed from a sample of tiles.
 
-use hira_kernels::TILE;
+use hira_kernels::{MassBounds, TILE};
 
 use crate::group::Group;
+use crate::mass;
 use crate::scan::Scan;
 use crate::settle::Target;
 use crate::visible::Visible;
@@ -21,12 +22,15 @@ pub(crate) struct Sample {
     upper: Vec<f32>,
     /// Sampled lower bounds, one run a query.
     values: Vec<Vec<f32>>,
+    /// Both bounds, for queries by mass.
+    bounds: Vec<MassBounds>,
 }
 
 impl Sample {
     pub(crate) fn memory_usage(&self) -> usize {
         let values: usize = self.values.iter().map(Vec::capacity).sum();
-        4 * (values + self.lower.capacity() + self.upper.capacity())
+        let bounds: usize = self.bounds.iter().map(MassBounds::memory_usage).sum();
+        bounds + 4 * (values + self.lower.capacity() + self.upper.capacity())
     }
 
     /// Writes for each top-k query without a threshold a score that about `k` of the visible keys reach; nothing where a guess would not pay.
@@ -35,15 +39,25 @@ impl Sample {
     /// `stride`-th tile, in which `m` keys were seen, at rank `x + 4 sqrt(x) + 1` for `x = k * m / visible`. Random keys would need
     /// two standard deviations, `2 sqrt(x)`, but neighbours in a tile are alike: on captured keys at top-256 that guess was too
     /// high for 1 to 13 % of the queries, and this one for less than 1 %, with 100 candidates more.
-    pub(crate) fn estimate(&mut self, scan: &Scan<'_>, taus: &mut [f32]) {
+    ///
+    /// A query by mass gets what [`mass::guess`] makes of both bounds, and of the scores of the keys that it `kept` in the last step.
+    pub(crate) fn estimate<'k>(
+        &mut self,
+        scan: &Scan<'_>,
+        kept: impl Fn(usize) -> &'k [f32],
+        taus: &mut [f32],
+    ) {
         let Group {
             index,
             kernel,
             visible,
             targets,
+            scale,
             ..
         } = *scan.group;
-        let lacking = |target: &Target, tau: f32| target.is_top() && tau == f32::NEG_INFINITY;
+        let lacking = |target: &Target, tau: f32| {
+            (target.is_top() || target.is_mass()) && tau == f32::NEG_INFINITY
+        };
         let mut pairs = targets.iter().zip(&*taus);
         if visible < MIN_KEYS || !pairs.any(|(target, &tau)| lacking(target, tau)) {
             return;
@@ -52,6 +66,10 @@ impl Sample {
         let stride = (visible / TILE / wanted).max(1);
         self.values.resize_with(taus.len(), Vec::new);
         self.values.iter_mut().for_each(Vec::clear);
+        let by_mass = scan.group.is_by_mass();
+        self.bounds
+            .resize_with(if by_mass { taus.len() } else { 0 }, MassBounds::default);
+        self.bounds.iter_mut().for_each(MassBounds::clear);
         let mut skip = stride / 2;
         for (i, segment) in Visible::segments(index, visible).enumerate() {
             // The empty lanes of a last tile must not be counted.
@@ -62,6 +80,14 @@ impl Sample {
                 tile += stride;
             }
             skip = tile - tiles.min(tile);
+        }
+        for (g, bounds) in self.bounds.iter_mut().enumerate() {
+            if let Target::Mass { ratio, .. } = targets[g]
+                && !bounds.is_empty()
+            {
+                let share = visible as f64 / bounds.len() as f64;
+                taus[g] = mass::guess(bounds, kernel, scale, share, kept(g), ratio);
+            }
         }
         for ((values, tau), target) in self.values.iter_mut().zip(taus).zip(targets) {
             let Target::Top { k, .. } = *target else {
@@ -92,6 +118,15 @@ impl Sample {
             &mut self.upper,
         );
         let mixed = visible.is_mixed();
+        let both = self
+            .lower
+            .chunks_exact(TILE)
+            .zip(self.upper.chunks_exact(TILE));
+        for (bounds, (lower, upper)) in self.bounds.iter_mut().zip(both) {
+            for lane in (0..TILE).filter(|lane| !mixed || visible.sees(tile * TILE + lane)) {
+                bounds.push_bounds(&lower[lane..=lane], &upper[lane..=lane]);
+            }
+        }
         for (values, lower) in self.values.iter_mut().zip(self.lower.chunks_exact(TILE)) {
             if mixed {
                 let seen = (0..TILE).filter(|lane| visible.sees(tile * TILE + lane));

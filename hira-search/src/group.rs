@@ -35,10 +35,15 @@ impl Group<'_> {
     /// Keys that the query with the most of them selects, if the rule counts for all queries.
     pub(crate) fn count(&self) -> Option<usize> {
         let counts = self.targets.iter().map(|target| match *target {
-            Target::AtLeast { .. } => None,
+            Target::AtLeast { .. } | Target::Mass { .. } => None,
             Target::Top { k, .. } => Some(k),
         });
         counts.reduce(|a, b| Some(a?.max(b?))).flatten()
+    }
+
+    /// Whether a query selects by mass. All do then: the rule is one, and the same for all queries.
+    pub(crate) fn is_by_mass(&self) -> bool {
+        self.targets.iter().any(Target::is_mass)
     }
 
     pub(crate) fn query(&self, g: usize) -> &[f32] {

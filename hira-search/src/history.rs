@@ -140,9 +140,14 @@ impl SearchHistory {
         if self.warm_candidates > MAX_CANDIDATES && self.since_warm < RETRY {
             return None;
         }
-        let positions = self.previous.get(g)?;
-        let seen = &positions[..positions.partition_point(|&p| (p as usize) < visible)];
+        let seen = self.remembered(g, visible);
         (seen.len() >= k).then_some(seen)
+    }
+
+    /// Remembered positions of query `g` below `visible`.
+    pub(crate) fn remembered(&self, g: usize, visible: usize) -> &[u32] {
+        let positions = self.previous.get(g).map_or(&[][..], Vec::as_slice);
+        &positions[..positions.partition_point(|&p| (p as usize) < visible)]
     }
 
     /// Notes what a first threshold from the remembered keys left, for each key wanted; `None` if another was used.

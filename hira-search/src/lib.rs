@@ -30,6 +30,7 @@ mod explain;
 mod group;
 mod history;
 mod hits;
+mod mass;
 mod naive;
 mod partition;
 mod plan;

@@ -12,7 +12,7 @@ use crate::error::SearchError;
 /// check them.
 ///
 /// # Errors
-/// [`SearchError::Visible`], [`SearchError::Dimension`], an invalid rule or one that resolves to NaN.
+/// [`SearchError::Visible`], [`SearchError::Dimension`], an invalid rule, one that resolves to NaN or one by mass.
 ///
 /// # Complexity
 /// O(visible * (D + log visible)).
@@ -71,6 +71,12 @@ pub fn search_naive(
     };
     match rule.cut(&input) {
         Cut::AtLeast { tau } if tau.is_nan() => return Err(SearchError::RuleNan { query: 0 }),
+        Cut::Mass { .. } => {
+            return Err(SearchError::Config {
+                key: "rule",
+                requirement: "one that scores decide: a mass is certified from bounds",
+            });
+        }
         Cut::AtLeast { tau } => keys.retain(|&(_, score)| score >= tau),
         Cut::Top { k } => {
             // Adding 0.0 makes the two zeros one score; the sort is stable, so ties stay in order of position.

@@ -103,6 +103,10 @@ impl Shape {
             count: group.count(),
             ..Self::default()
         };
+        if group.is_by_mass() {
+            // What is pruned counts with the bound of its cluster: too much for a share of the mass.
+            return shape;
+        }
         for visible in Visible::segments(group.index, group.visible) {
             if let Some(product) = visible.segment.product() {
                 shape.coded_keys += visible.len;

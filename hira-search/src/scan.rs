@@ -66,7 +66,7 @@ impl Part {
         self.limits.clear();
         self.limits
             .extend(targets.iter().map(|target| match *target {
-                Target::AtLeast { .. } => usize::MAX,
+                Target::AtLeast { .. } | Target::Mass { .. } => usize::MAX,
                 Target::Top { k, .. } => k.saturating_mul(2).saturating_add(SPARE_CANDIDATES),
             }));
     }

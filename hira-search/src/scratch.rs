@@ -125,6 +125,9 @@ impl Scratch {
         out: &mut [Selection],
     ) {
         self.work = Work::default();
+        self.rescoring.resize_with(group.len(), Rescoring::default);
+        let states = self.rescoring.iter_mut();
+        states.for_each(|rescoring| rescoring.settling.mass.begin());
         self.prepare(group);
         self.first_taus(group, decision, team);
         loop {
@@ -160,6 +163,11 @@ impl Scratch {
                 Target::AtLeast { .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
                 }
+                Target::Mass { .. } => {
+                    self.history.note_survivors(out.stats.scanned_fraction());
+                    let selected = &out.positions;
+                    self.history.remember(g, selected.len(), selected, selected);
+                }
                 Target::Top { k, .. } => {
                     let warm = first == FirstThreshold::Previous;
                     let candidates = out.stats.candidates as f64 / k as f64;
@@ -193,14 +201,16 @@ impl Scratch {
     /// The thresholds that the first pass starts from.
     ///
     /// For a top-k rule: what the previous step's keys prove of the new query, else what the best clusters prove, else a guess from a
-    /// sample of the sketch.
+    /// sample of the sketch. For a mass a guess from both the previous step's keys and a sample.
     fn first_taus(&mut self, group: &Group<'_>, decision: Decision, team: &Team) {
         self.taus.clear();
         self.firsts.clear();
         for target in group.targets {
             let (tau, first) = match *target {
                 Target::AtLeast { tau, .. } => (tau, FirstThreshold::Given),
-                Target::Top { .. } => (f32::NEG_INFINITY, FirstThreshold::None),
+                Target::Top { .. } | Target::Mass { .. } => {
+                    (f32::NEG_INFINITY, FirstThreshold::None)
+                }
             };
             self.taus.push(tau);
             self.firsts.push(first);
@@ -217,7 +227,11 @@ impl Scratch {
             self.work.bounds += self.best_first.opened as f64;
             note_raised(&self.taus, &mut self.firsts, FirstThreshold::BestFirst);
         }
-        self.sample.estimate(&scan, &mut self.taus);
+        if group.is_by_mass() {
+            self.warm.score(group, &self.history, team);
+        }
+        let kept = |g| self.warm.scores(g);
+        self.sample.estimate(&scan, kept, &mut self.taus);
         note_raised(&self.taus, &mut self.firsts, FirstThreshold::Sample);
     }
 
@@ -278,8 +292,6 @@ impl Scratch {
 
     /// Completes every query whose candidates suffice, and leaves a proven threshold for the others.
     fn select(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
-        let queries = group.len();
-        self.rescoring.resize_with(queries, Rescoring::default);
         let parts = &self.parts[..self.partition.len()];
         let skipped = &self.descent.tails;
         let work = |(g, ((rescoring, tau), out)): (

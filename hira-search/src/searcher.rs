@@ -162,7 +162,7 @@ impl HalfspaceSearcher {
     ///
     /// # Errors
     /// An invalid rule, or one that resolves to NaN; queries that are not whole, finite rows with a norm below [`MAX_NORM`](hira_kernels::MAX_NORM); another number of
-    /// selections than queries; `visible` beyond the stored keys; a `scale` that is negative or not finite.
+    /// selections than queries; `visible` beyond the stored keys; a `scale` that is negative or not finite, or 0 with a rule by mass.
     #[expect(
         clippy::too_many_arguments,
         reason = "all of them change between two decode steps"
@@ -218,6 +218,12 @@ impl HalfspaceSearcher {
             scratch
                 .resolving
                 .resolve(index, queries, visible, rule, limit)?;
+        }
+        if scale == 0.0 && scratch.resolving.targets.iter().any(Target::is_mass) && !is_empty {
+            return Err(SearchError::Config {
+                key: "scale",
+                requirement: "above 0 for a rule by mass: weights are exp(scale * score)",
+            });
         }
         for out in out.iter_mut() {
             out.clear();

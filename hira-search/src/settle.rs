@@ -3,6 +3,7 @@
 use hira_kernels::Kernel;
 use hira_threshold::{Cut, select_at_least};
 
+use crate::mass::{self, MassRescoring};
 use crate::selection::{Selection, Tail};
 use crate::tail;
 
@@ -13,10 +14,12 @@ pub(crate) enum Target {
     AtLeast { tau: f32, limit: usize },
     /// The best `k` keys, `1 <= k <= visible`.
     Top { k: usize, truncated: bool },
+    /// The keys that reach the highest score for which the others are proven to weigh at most `ratio` times as much; the best `limit` of them.
+    Mass { ratio: f64, limit: usize },
 }
 
 impl Target {
-    /// The target of a cut among `visible >= 1` keys; none if its `tau` is NaN.
+    /// The target of a cut among `visible >= 1` keys; none if its value is NaN.
     ///
     /// `tau` moves into the finite range, which changes no answer: a score is the sum of products of two norms below 2^63, so its
     /// magnitude stays below 2^127. For the same reason no key reaches `f32::MAX`, which is what the best 0 keys come to.
@@ -26,6 +29,19 @@ impl Target {
             Cut::AtLeast { tau } if tau.is_nan() => None,
             Cut::AtLeast { tau } => Some(Self::AtLeast {
                 tau: tau.clamp(f32::MIN, f32::MAX),
+                limit,
+            }),
+            Cut::Mass { dropped } if dropped.is_nan() => None,
+            Cut::Mass { dropped } if dropped <= 0.0 => Some(Self::AtLeast {
+                tau: f32::MIN,
+                limit,
+            }),
+            Cut::Mass { dropped } if dropped >= 1.0 => Some(Self::Top {
+                k: 1,
+                truncated: false,
+            }),
+            Cut::Mass { dropped } => Some(Self::Mass {
+                ratio: mass::ratio(dropped),
                 limit,
             }),
             Cut::Top { k: 0 } => Some(Self::AtLeast {
@@ -46,11 +62,16 @@ impl Target {
         matches!(self, Self::Top { .. })
     }
 
+    pub(crate) fn is_mass(&self) -> bool {
+        matches!(self, Self::Mass { .. })
+    }
+
     /// Whether every visible key is selected, so that no bound can help.
     pub(crate) fn is_everything(&self, visible: usize) -> bool {
         match *self {
             Self::AtLeast { tau, limit } => tau == f32::MIN && limit >= visible,
             Self::Top { k, .. } => k == visible,
+            Self::Mass { .. } => false,
         }
     }
 }
@@ -59,22 +80,26 @@ impl Target {
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
     scores: Vec<f32>,
+    pub(crate) mass: MassRescoring,
 }
 
 impl Settling {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * self.scores.capacity()
+        4 * self.scores.capacity() + self.mass.memory_usage()
     }
 }
 
 /// Reduces the survivors in `out` (positions ascending, with their canonical scores) to the selection, and sets its tail to the
 /// survivors that were left out. Keys that were never scored are the caller's to add, relative to `out.tail.reference`.
+///
+/// A target by mass needs to know of those: they are below the score `floor`, and weigh at most `unscored(reference)`.
 pub(crate) fn settle(
     kernel: Kernel,
     target: Target,
     visible: usize,
     scale: f32,
     buffers: &mut Settling,
+    (floor, unscored): (f32, impl Fn(f32) -> f64),
     out: &mut Selection,
 ) {
     buffers.scores.clear();
@@ -82,13 +107,20 @@ pub(crate) fn settle(
         buffers.scores.extend_from_slice(&out.scores);
     }
     out.stats.survivors = out.positions.len();
-    let (keep, mut truncated) = match target {
-        Target::AtLeast { tau, limit } => {
-            select_at_least(&mut out.positions, &mut out.scores, tau);
-            (limit, out.positions.len() > limit)
+    let (tau, keep, mut truncated) = match target {
+        Target::AtLeast { tau, limit } => (Some(tau), limit, false),
+        Target::Mass { ratio, limit } => {
+            let known = (floor, unscored);
+            let mass = &mut buffers.mass;
+            let tau = mass.certify_scores(kernel, scale, &out.scores, ratio, known);
+            (Some(tau), limit, false)
         }
-        Target::Top { k, truncated } => (k, truncated),
+        Target::Top { k, truncated } => (None, k, truncated),
     };
+    if let Some(tau) = tau {
+        select_at_least(&mut out.positions, &mut out.scores, tau);
+        truncated = out.positions.len() > keep;
+    }
     if out.positions.len() > keep {
         keep_best(kernel, keep, &mut out.positions, &mut out.scores);
     }
@@ -97,8 +129,8 @@ pub(crate) fn settle(
     out.stats.selected = selected;
     out.stats.truncated = truncated;
     let lowest = out.scores.iter().copied().reduce(f32::min);
-    let reference = match target {
-        Target::AtLeast { tau, .. } if !truncated && selected < visible => tau,
+    let reference = match tau {
+        Some(tau) if !truncated && selected < visible => tau,
         _ => lowest.unwrap_or(0.0),
     };
     out.tail = Tail {
@@ -150,7 +182,16 @@ mod tests {
             ..Selection::default()
         };
         let buffers = &mut Settling::default();
-        settle(Kernel::best(), target, visible, scale, buffers, &mut out);
+        let nothing = (f32::MIN, |_| 0.0);
+        settle(
+            Kernel::best(),
+            target,
+            visible,
+            scale,
+            buffers,
+            nothing,
+            &mut out,
+        );
         out
     }
 

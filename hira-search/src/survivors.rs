@@ -25,7 +25,8 @@ pub(crate) struct Rescoring {
 pub(crate) enum Outcome {
     /// The selection is complete.
     Selected,
-    /// The guessed threshold was too high; this lower one is proven (`-inf` if there were fewer than `k` candidates).
+    /// The guessed threshold was too high; this lower one is proven (`-inf` if there were fewer than `k` candidates), or guessed again for
+    /// a query by mass.
     Rescan(f32),
 }
 
@@ -60,6 +61,13 @@ impl Rescoring {
         let proven = match target {
             Target::AtLeast { tau, .. } => tau,
             Target::Top { k, .. } => self.kth_lower(group, parts, g, k),
+            Target::Mass { ratio, .. } => {
+                let mass = &mut self.settling.mass;
+                match mass.certify_bounds(group, g, parts, (tau, skipped), ratio) {
+                    Ok(proven) => proven,
+                    Err(lower) => return Outcome::Rescan(lower),
+                }
+            }
         };
         // Above the proven threshold if the guess was too high for the lower bounds; the exact scores may still reach it.
         let floor = proven.max(excluded);
@@ -86,6 +94,9 @@ impl Rescoring {
             group.visible,
             group.scale,
             buffers,
+            (floor, |reference| {
+                unscored(group, g, parts, (tau, skipped), floor, reference)
+            }),
             out,
         );
         // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
@@ -95,7 +106,8 @@ impl Rescoring {
             return Outcome::Rescan(out.tail.reference);
         }
         if group.scale > 0.0 && out.stats.selected < group.visible {
-            add_unscored(group, g, parts, (tau, skipped), floor, out);
+            let unscored = unscored(group, g, parts, (tau, skipped), floor, out.tail.reference);
+            out.tail.sum = tail::add(out.tail.sum, unscored);
         }
         Outcome::Selected
     }
@@ -193,21 +205,17 @@ fn keep_at_least(slots: &[u32], upper: &[f32], floor: f32, kept: &mut Vec<u32>) 
     kept.truncate(end);
 }
 
-/// Adds to the tail the keys that were never scored: those that no part read, those below their part's threshold, and the
-/// candidates below `floor`.
-fn add_unscored(
+/// Weight of the keys that were never scored: those that no part read, those below their part's threshold, and the candidates below
+/// `floor`.
+fn unscored(
     group: &Group<'_>,
     g: usize,
     parts: &[Part],
     (tau, skipped): (f32, f64),
     floor: f32,
-    out: &mut Selection,
-) {
-    let reference = out.tail.reference;
-    let mut sum = tail::add(
-        out.tail.sum,
-        tail::rescale(skipped, group.scale, tau, reference),
-    );
+    reference: f32,
+) -> f64 {
+    let mut sum = tail::rescale(skipped, group.scale, tau, reference);
     for part in parts {
         let found = &part.found[g];
         let below = tail::rescale(found.tail, group.scale, part.queries[g].tau, reference);
@@ -215,5 +223,5 @@ fn add_unscored(
         let unscored = tail::sum_below(group.kernel, group.scale, &found.upper, floor, reference);
         sum = tail::add(sum, unscored);
     }
-    out.tail.sum = sum;
+    sum
 }

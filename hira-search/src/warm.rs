@@ -26,6 +26,23 @@ impl WarmStart {
         4 * values.sum::<usize>()
     }
 
+    /// Scores the keys remembered for each query that selects by mass; see [`scores`](Self::scores).
+    pub(crate) fn score(&mut self, group: &Group<'_>, history: &SearchHistory, team: &Team) {
+        self.queries.resize_with(group.len(), Buffers::default);
+        team.for_each(self.queries.iter_mut().enumerate(), |(g, buffers)| {
+            let Buffers { rows, scores } = buffers;
+            let positions = history.remembered(g, group.visible);
+            scores.clear();
+            scores.resize(positions.len(), 0.0);
+            score_rows(group, g, positions, rows, scores);
+        });
+    }
+
+    /// The canonical scores of the last [`score`](Self::score) for query `g`.
+    pub(crate) fn scores(&self, g: usize) -> &[f32] {
+        self.queries.get(g).map_or(&[], |query| &query.scores)
+    }
+
     /// Gives each top-k query the `k`-th best canonical score among the keys remembered for it, where they are enough.
     ///
     /// Those are distinct visible keys, whatever index and query they were remembered from, so `k` keys reach that score: it is

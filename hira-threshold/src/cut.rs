@@ -19,6 +19,14 @@ pub enum Cut {
         /// How many keys to keep. 0 selects nothing.
         k: usize,
     },
+    /// The keys that reach the highest score for which the search can prove that the others hold at most `dropped` of the softmax mass.
+    ///
+    /// Every key that ties with the last one is kept.
+    Mass {
+        /// The share of the mass that may be left out: 0 or less keeps every key, 1 or more the best one. A search refuses NaN with a
+        /// typed error, and the rule itself where it is not told the scale of the softmax.
+        dropped: f32,
+    },
 }
 
 /// What a rule may look at when it resolves for one query.

@@ -18,6 +18,12 @@ pub enum ThresholdError {
         /// The value received.
         percent: f32,
     },
+    /// A share of the softmax mass outside of its range, or NaN.
+    #[error("mass must be above 0 and at most 1, received {mass}")]
+    Mass {
+        /// The value received.
+        mass: f32,
+    },
     /// A number of standard deviations that is NaN or infinite.
     #[error("c must be finite, received {c}")]
     Factor {
@@ -32,8 +38,8 @@ pub enum ThresholdError {
     },
     /// Text that does not start with the name of a rule.
     #[error(
-        "a rule is written fixed=TAU, top-k=K, percentile=PERCENT, adaptive=C, sample-max, sample-top-k=K, \
-         sample-mean-max=WEIGHT, sample-gap or budget=PERCENT"
+        "a rule is written fixed=TAU, top-k=K, percentile=PERCENT, mass=MASS, adaptive=C, sample-max, \
+         sample-top-k=K, sample-mean-max=WEIGHT, sample-gap or budget=PERCENT"
     )]
     UnknownRule,
     /// Text that names a rule, followed by something that is not its value.

@@ -68,6 +68,18 @@ pub enum ThresholdRule {
         /// The share to keep in percent, above 0 and at most 100.
         percent: f32,
     },
+    /// The keys of highest score that hold at least `mass` of the softmax mass, as far as the search can prove it.
+    ///
+    /// The search finds a `tau` from the bounds that it has on every key, selects every key with `score >= tau`, and proves that the others
+    /// hold at most `1 - mass`. With exact scores of all keys that is the smallest such set; with bounds it is somewhat larger (on
+    /// captured attention keys by about a tenth), and how much can differ with the way in which keys were appended, unlike for the
+    /// rules that count. It needs the scale of the softmax: a search without one refuses it.
+    ///
+    /// The selection of the interval rule; the mass that a nucleus keeps, as in top-p sampling (Holtzman et al., 2020), here over keys.
+    Mass {
+        /// The share of the softmax mass to keep, above 0 and at most 1.
+        mass: f32,
+    },
     /// Sampled: `tau = mean + c * std`, where `std^2` is the mean of `(s_i - mean)^2`.
     ///
     /// If scores were normal, `c = 2` would keep 2.3 % of the keys; those of attention heads are not, and the share varies
@@ -124,8 +136,8 @@ impl ThresholdRule {
     ///
     /// # Errors
     ///
-    /// [`ThresholdError::TauNan`], [`ThresholdError::ZeroK`], [`ThresholdError::Percent`], [`ThresholdError::Factor`] or
-    /// [`ThresholdError::Weight`].
+    /// [`ThresholdError::TauNan`], [`ThresholdError::ZeroK`], [`ThresholdError::Percent`], [`ThresholdError::Mass`],
+    /// [`ThresholdError::Factor`] or [`ThresholdError::Weight`].
     ///
     /// ```
     /// use hira_threshold::ThresholdRule;
@@ -145,6 +157,9 @@ impl ThresholdRule {
             {
                 Err(ThresholdError::Percent { percent })
             }
+            Self::Mass { mass } if !(mass > 0.0 && mass <= 1.0) => {
+                Err(ThresholdError::Mass { mass })
+            }
             Self::Adaptive { c } if !c.is_finite() => Err(ThresholdError::Factor { c }),
             Self::SampleMeanMax { weight } if !(0.0..=1.0).contains(&weight) => {
                 Err(ThresholdError::Weight { weight })
@@ -153,7 +168,7 @@ impl ThresholdRule {
         }
     }
 
-    /// How many of `visible` keys the rule keeps; `None` for a fixed threshold and for sampled rules, which do not count.
+    /// How many of `visible` keys the rule keeps; `None` for a fixed threshold, for a mass and for sampled rules, which do not count.
     ///
     /// Never more than `visible`, and at least 1 for a valid rule unless nothing is visible.
     ///
@@ -214,7 +229,10 @@ impl Threshold for ThresholdRule {
 
     fn needs_sample(&self) -> bool {
         match self {
-            Self::Fixed { .. } | Self::TopK { .. } | Self::Percentile { .. } => false,
+            Self::Fixed { .. }
+            | Self::TopK { .. }
+            | Self::Percentile { .. }
+            | Self::Mass { .. } => false,
             Self::Adaptive { .. }
             | Self::SampleMax
             | Self::SampleTopK { .. }
@@ -231,6 +249,11 @@ impl Threshold for ThresholdRule {
             Self::Percentile { percent } => {
                 return Cut::Top {
                     k: share(percent, visible),
+                };
+            }
+            Self::Mass { mass } => {
+                return Cut::Mass {
+                    dropped: 1.0 - mass,
                 };
             }
             Self::Fixed { tau } => tau,

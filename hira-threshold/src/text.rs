@@ -11,6 +11,7 @@ impl fmt::Display for ThresholdRule {
             Self::Fixed { tau } => write!(f, "fixed={tau}"),
             Self::TopK { k } => write!(f, "top-k={k}"),
             Self::Percentile { percent } => write!(f, "percentile={percent}"),
+            Self::Mass { mass } => write!(f, "mass={mass}"),
             Self::Adaptive { c } => write!(f, "adaptive={c}"),
             Self::SampleMax => f.write_str("sample-max"),
             Self::SampleTopK { k } => write!(f, "sample-top-k={k}"),
@@ -39,6 +40,9 @@ impl FromStr for ThresholdRule {
             },
             "percentile" => Self::Percentile {
                 percent: number("percentile", value)?,
+            },
+            "mass" => Self::Mass {
+                mass: number("mass", value)?,
             },
             "adaptive" => Self::Adaptive {
                 c: number("adaptive", value)?,

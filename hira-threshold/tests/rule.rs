@@ -6,6 +6,7 @@ use proptest::test_runner::FileFailurePersistence;
 
 const FIXED: ThresholdRule = ThresholdRule::Fixed { tau: 1.5 };
 const TOP: ThresholdRule = ThresholdRule::TopK { k: 256 };
+const MASS: ThresholdRule = ThresholdRule::Mass { mass: 0.99 };
 const SHARE: ThresholdRule = ThresholdRule::Percentile { percent: 2.0 };
 const ADAPTIVE: ThresholdRule = ThresholdRule::Adaptive { c: -0.5 };
 const SAMPLE_TOP: ThresholdRule = ThresholdRule::SampleTopK { k: 64 };
@@ -28,6 +29,7 @@ fn tagged_form() {
         (FIXED, r#"{"rule":"fixed","tau":1.5}"#),
         (TOP, r#"{"rule":"top_k","k":256}"#),
         (SHARE, r#"{"rule":"percentile","percent":2.0}"#),
+        (MASS, r#"{"rule":"mass","mass":0.99}"#),
         (ADAPTIVE, r#"{"rule":"adaptive","c":-0.5}"#),
         (ThresholdRule::SampleMax, r#"{"rule":"sample_max"}"#),
         (SAMPLE_TOP, r#"{"rule":"sample_top_k","k":64}"#),
@@ -88,6 +90,7 @@ fn one_word_form() {
         (FIXED, "fixed=1.5"),
         (TOP, "top-k=256"),
         (SHARE, "percentile=2"),
+        (MASS, "mass=0.99"),
         (ADAPTIVE, "adaptive=-0.5"),
         (ThresholdRule::SampleMax, "sample-max"),
         (SAMPLE_TOP, "sample-top-k=64"),
@@ -119,6 +122,7 @@ fn one_word_form() {
         ("sample-max=1", "sample-max must be followed by nothing"),
         ("sample-gap=", "sample-gap must be followed by nothing"),
         ("sample-top-k=0", "k must be at least 1"),
+        ("mass=0", "mass must be above 0 and at most 1, received 0"),
         ("adaptive=inf", "c must be finite, received inf"),
         (
             "sample-mean-max=1.25",
@@ -159,6 +163,11 @@ fn limits() {
         FIXED,
         TOP,
         SHARE,
+        MASS,
+        ThresholdRule::Mass { mass: 1.0 },
+        ThresholdRule::Mass {
+            mass: f32::MIN_POSITIVE,
+        },
         ThresholdRule::Percentile { percent: 100.0 },
         ThresholdRule::Budget { percent: 100.0 },
         ThresholdRule::Adaptive { c: f32::MIN },
@@ -186,7 +195,14 @@ fn limits() {
             Err(ThresholdError::Weight { weight })
         );
     }
+    for mass in [0.0, -0.5, 1.0f32.next_up(), f32::INFINITY] {
+        assert_eq!(
+            ThresholdRule::Mass { mass }.validate(),
+            Err(ThresholdError::Mass { mass })
+        );
+    }
     for rule in [
+        ThresholdRule::Mass { mass: f32::NAN },
         ThresholdRule::Adaptive { c: f32::NAN },
         ThresholdRule::SampleMeanMax { weight: f32::NAN },
         ThresholdRule::Budget { percent: f32::NAN },

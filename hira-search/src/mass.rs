@@ -1,0 +1,174 @@
+//! Thresholds by softmax mass: the highest score below which the keys are proven to hold at most a given share.
+//!
+//! # Derivation
+//!
+//! Let `S` be the weight of the keys that are kept and `T` that of the others, both relative to any one score. The share `T / (T + S)` is
+//! at most `eps` exactly where `T <= r S` with `r = eps / (1 - eps)`. So it is enough to compare an upper bound on `T` with a lower one on `S`.
+//!
+//! *First, a guess* `tau_0` ([`guess`]): the same comparison over a sample of the sketch, with the keys of the previous step for `S`. It only
+//! decides which keys become candidates, those with `upper >= tau_0`; of the others the scan sums an upper bound `T_0`.
+//!
+//! *Then, from bounds* ([`MassRescoring::certify_bounds`]): for a threshold `tau >= tau_0` the keys below it weigh at most `T_0`, and
+//! `exp(min(upper, tau))` for each candidate with `lower < tau`; those that reach it weigh at least `exp(lower)` for each with `lower >= tau`.
+//! The highest `tau_1` that satisfies `T <= r S` so is certified. Candidates with `upper >= tau_1` survive and are scored exactly. If
+//! not even `tau_0` does, the guess was too high and the sketch is scanned again from a lower one.
+//!
+//! *Last, from scores* ([`MassRescoring::certify_scores`]): of the survivors the weights are known, of the others as before. The highest
+//! threshold that satisfies `T <= r S` now is at least `tau_1`: each survivor below `tau_1` had been counted with a larger weight, each above
+//! with a smaller one. The least score that reaches it is the `tau` of the selection: all keys that reach `tau` survived, so the selected
+//! set is that of a halfspace query.
+//!
+//! Sums and exponentials are rounded outward (`hira-kernels/src/mass.rs`, `tail.rs`).
+
+use hira_kernels::{Kernel, MassBounds, MassSplit};
+
+use crate::group::Group;
+use crate::scan::Part;
+use crate::tail;
+
+/// How finely thresholds are looked for, in logits: bounds of keys are tens of times wider than the first.
+const BOUNDS_STEP: f32 = 1.0 / 64.0;
+const SCORES_STEP: f32 = 1.0 / 1024.0;
+
+/// Part of the allowed mass that is left to the caller: its own exponentials, and the difference between two upper bounds of one sum.
+const ALLOWANCE: f64 = 1.0 / 512.0;
+
+/// A guess makes the sampled tail larger by this, so that few of them turn out too high.
+const GUESS_MARGIN: f64 = 1.25;
+
+/// Guesses before every key becomes a candidate.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// `r` for a share `0 < dropped < 1`, a little reduced.
+pub(crate) fn ratio(dropped: f32) -> f64 {
+    let dropped = f64::from(dropped);
+    dropped / (1.0 - dropped) * (1.0 - ALLOWANCE)
+}
+
+/// Buffers of one query's threshold by mass.
+#[derive(Debug, Default)]
+pub(crate) struct MassRescoring {
+    keys: MassBounds,
+    /// Thresholds that were tried for this search.
+    attempts: u32,
+}
+
+impl MassRescoring {
+    pub(crate) fn memory_usage(&self) -> usize {
+        self.keys.memory_usage()
+    }
+
+    /// Starts a new search.
+    pub(crate) fn begin(&mut self) {
+        self.attempts = 0;
+    }
+
+    /// The highest threshold that the candidates' bounds certify, or else a lower one to scan from.
+    ///
+    /// `skipped` is the weight of keys that no part read, relative to `tau`, the threshold of the scan.
+    pub(crate) fn certify_bounds(
+        &mut self,
+        group: &Group<'_>,
+        g: usize,
+        parts: &[Part],
+        (tau, skipped): (f32, f64),
+        ratio: f64,
+    ) -> Result<f32, f32> {
+        let Group { kernel, scale, .. } = *group;
+        self.keys.clear();
+        let mut tail = skipped;
+        for part in parts {
+            let found = &part.found[g];
+            self.keys.push_bounds(&found.lower, &found.upper);
+            // No part of a search by mass raises its threshold.
+            tail = tail::add(tail, found.tail);
+        }
+        self.attempts += 1;
+        if self.keys.is_empty() {
+            return Err(f32::NEG_INFINITY);
+        }
+        let reference = self.keys.largest();
+        self.keys.weigh(kernel, scale, reference);
+        // Without a threshold there is no tail, and the least lower bound is enough: such a scan is the last one.
+        let tail = tail::rescale(tail, scale, tau, reference);
+        let enough = |split: MassSplit| fits(split, tail, ratio);
+        if let Some(tau) = self.keys.highest(kernel, tau, BOUNDS_STEP, enough) {
+            return Ok(tau);
+        }
+        if self.attempts >= MAX_ATTEMPTS {
+            return Err(f32::NEG_INFINITY);
+        }
+        // A tail falls more slowly than its largest weight: twice the distance that would be needed if it fell as fast.
+        let split = self.keys.split(kernel, tau);
+        let excess = (split.dropped + tail) / (ratio * split.kept);
+        let lower = f64::from(tau) - (2.0 * excess.ln() + 0.5) / f64::from(scale);
+        let finite = lower.is_finite() && lower > f64::from(f32::MIN);
+        Err(if finite {
+            lower as f32
+        } else {
+            f32::NEG_INFINITY
+        })
+    }
+
+    /// The least score to select, of `scores` that are not empty; the keys without a score are below `floor`, and weigh at most
+    /// `unscored(reference)`.
+    pub(crate) fn certify_scores(
+        &mut self,
+        kernel: Kernel,
+        scale: f32,
+        scores: &[f32],
+        ratio: f64,
+        (floor, unscored): (f32, impl Fn(f32) -> f64),
+    ) -> f32 {
+        self.keys.clear();
+        self.keys.push_scores(scores);
+        let reference = self.keys.largest();
+        self.keys.weigh(kernel, scale, reference);
+        let tail = unscored(reference);
+        let enough = |split: MassSplit| fits(split, tail, ratio);
+        let tau = self.keys.highest(kernel, floor, SCORES_STEP, enough);
+        // Where `floor` itself is refused, by the last bits of sums that were enough with bounds: everything that reaches it.
+        let tau = tau.unwrap_or(floor);
+        let reached = scores.iter().copied().filter(|&score| score >= tau);
+        reached.fold(f32::INFINITY, f32::min)
+    }
+}
+
+fn fits(split: MassSplit, tail: f64, ratio: f64) -> bool {
+    let dropped = split.dropped + tail;
+    dropped == 0.0 || dropped.next_up() <= ratio * split.kept
+}
+
+/// A threshold to scan from, for a query with these bounds of every `stride`-th tile or so.
+///
+/// `sampled` bounds stand for `share` keys each. `kept` are scores of keys known to be among the best, if there are any: their weight is nearly
+/// that of all keys. `-inf` where the sample does not say.
+pub(crate) fn guess(
+    keys: &mut MassBounds,
+    kernel: Kernel,
+    scale: f32,
+    share: f64,
+    kept: &[f32],
+    ratio: f64,
+) -> f32 {
+    let best = kept.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let reference = keys.largest().max(best);
+    if reference == f32::NEG_INFINITY {
+        return reference;
+    }
+    keys.weigh(kernel, scale, reference);
+    let known: f64 = kept
+        .iter()
+        .map(|&score| tail::weight(scale, score, reference))
+        .sum();
+    let enough = |split: MassSplit| {
+        let kept = if kept.is_empty() {
+            share * split.kept
+        } else {
+            known
+        };
+        GUESS_MARGIN * share * split.dropped <= ratio * kept
+    };
+    let tau = keys.highest(kernel, f32::NEG_INFINITY, 4.0 * BOUNDS_STEP, enough);
+    tau.unwrap_or(f32::NEG_INFINITY)
+}
