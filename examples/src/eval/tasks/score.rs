@@ -113,7 +113,7 @@ struct Answer {
 
 /// Runs what `is_done` does not know, and hands each score over as it comes. `haystack` is the prose that needles lie in.
 ///
-/// The context is read with dense attention, question and answer token by token with the rule, whatever `base` says about prefills: what is
+/// The context is read with dense attention, question and answer token by token with the rule, whatever `base` says about prefills and short contexts: what is
 /// tested is what a rule finds among the keys of a long context. All rules of a sample share the reading, but for H2O, which needs what
 /// it saw then. The model is left with another attention.
 ///
@@ -136,6 +136,7 @@ pub fn run<B: HiraBackend>(
 ) -> Result<(), TaskError> {
     let base = HiraAttentionConfig {
         use_hira_during_prefill: false,
+        min_sparse_len: 0,
         ..base.clone()
     };
     for sample in plan.samples() {
