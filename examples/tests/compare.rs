@@ -286,3 +286,157 @@ fn a_cache_that_was_cut_back_starts_heavy_hitters_anew() {
     let (first, _, _) = run(&fresh, &rows, &mut cache, &[LEN]);
     assert_eq!(again, first);
 }
+
+/// What `Measured` reports is what its definitions give, and it changes no answer.
+#[cfg(feature = "flex")]
+mod measured {
+    use super::*;
+    use burn::tensor::{Tensor, TensorData};
+    use burn_flex::Flex;
+    use hira_attention::AttentionProcessor;
+    use hira_examples::eval::{EvalRule, Measured, Measuring};
+
+    fn tensor(rows: Vec<f32>, heads: usize, tokens: usize, dim: usize) -> Tensor<Flex, 4> {
+        Tensor::from_data(
+            TensorData::new(rows, [1, heads, tokens, dim]),
+            &Default::default(),
+        )
+    }
+
+    /// Reads the rows in calls that end at `cuts`, and gives the outputs `[Hq, LEN, Dv]` and the keys attended to.
+    fn read(
+        attention: &dyn AttentionProcessor<Flex>,
+        rows: &Rows,
+        cache: &mut HiraCache,
+        cuts: &[usize],
+    ) -> (Vec<f32>, u64) {
+        let (dim, value_dim) = (SHAPE.head_dim, SHAPE.value_dim);
+        let (mut outs, mut attended, mut start) = (Vec::new(), 0, 0);
+        for &end in cuts {
+            let part = |of: &[f32], heads, dim| {
+                tensor(Rows::part(of, dim, start..end), heads, end - start, dim)
+            };
+            let q = part(&rows.q, HEADS, dim);
+            let k = part(&rows.k, SHAPE.kv_heads, dim);
+            let v = part(&rows.v, SHAPE.kv_heads, value_dim);
+            let (out, report) = attention.process(q, k, v, cache, 0).expect("an answer");
+            outs.push(out);
+            attended += report.heads.iter().map(|head| head.attended).sum::<u64>();
+            start = end;
+        }
+        let out = Tensor::cat(outs, 2).into_data().to_vec::<f32>();
+        (out.expect("floats"), attended)
+    }
+
+    #[test]
+    fn measured_answers_are_the_rule_s_own_and_are_held_against_dense() {
+        let config = HiraAttentionConfig {
+            sink_tokens: 2,
+            recent_window: 6,
+            plan: PlanPolicy::Sparse,
+            ..base(true)
+        };
+        let cuts = [70, 90, 91, LEN];
+        let rows = Rows::random(12);
+        for text in [
+            "top-k=9",
+            "sample-max",
+            "dense",
+            "quest=32",
+            "streaming=20",
+            "h2o=16",
+        ] {
+            let rule: EvalRule = text.parse().expect("a rule");
+            let device = Default::default();
+            let measuring = Measuring {
+                layers: Some(vec![0]),
+                every: 15,
+                from: 45,
+            };
+            let measured = Measured::<Flex>::new(&rule, &config, measuring, &device).expect("one");
+            let recalls = measured.recalls();
+            let cache = || rule.config(&config).init_cache(SHAPE).expect("a cache");
+            let found = read(&measured, &rows, &mut cache(), &cuts);
+            // the same, token by token: that is what the rule is
+            let plain = rule
+                .processor::<Flex>(&config, &device)
+                .expect("an attention");
+            let every: Vec<usize> = (1..=LEN).collect();
+            let expected = read(&*plain, &rows, &mut cache(), &every);
+            assert_eq!(found.1, expected.1, "{text}");
+            for (a, b) in found.0.iter().zip(&expected.0) {
+                assert!((a - b).abs() < 1e-5, "{text}");
+            }
+            let total = recalls.total();
+            // positions 45, 60, 75, .. 135 of four heads
+            assert_eq!((total.queries, total.violations), (4 * 7, 0), "{text}");
+            let mut error = 0.0;
+            for position in (45..LEN).step_by(15) {
+                for head in 0..HEADS {
+                    let all: Vec<usize> = (0..=position).collect();
+                    let truth = rows.output(head, position, &all);
+                    let start = (head * LEN + position) * SHAPE.value_dim;
+                    let out = &found.0[start..start + SHAPE.value_dim];
+                    let norm = |x: f64| x * x;
+                    let distance: f64 = truth
+                        .iter()
+                        .zip(out)
+                        .map(|(a, b)| norm(a - f64::from(*b)))
+                        .sum();
+                    let length: f64 = truth.iter().map(|x| norm(*x)).sum();
+                    error += (distance / length).sqrt();
+                }
+            }
+            assert!((total.relative_error - error).abs() < 1e-4, "{text}");
+            let kept = total.mean(total.kept_mass);
+            match text {
+                "dense" => assert_eq!((kept, total.mean(total.density)), (1.0, 1.0)),
+                _ => assert!(kept > 0.05 && kept < 0.999, "{text}: {kept}"),
+            }
+            assert_eq!(recalls.by_layer().len(), 1);
+            recalls.reset();
+            assert_eq!(recalls.total().queries, 0);
+        }
+    }
+
+    #[test]
+    fn the_kept_mass_is_that_of_the_selected_keys() {
+        let config = HiraAttentionConfig {
+            sink_tokens: 1,
+            recent_window: 3,
+            plan: PlanPolicy::Sparse,
+            min_sparse_len: 0,
+            ..base(true)
+        };
+        let rows = Rows::random(30);
+        let rule: EvalRule = "top-k=5".parse().expect("a rule");
+        let measuring = Measuring {
+            layers: None,
+            every: LEN - 1,
+            from: 1,
+        };
+        let measured =
+            Measured::<Flex>::new(&rule, &config, measuring, &Default::default()).expect("one");
+        let mut cache = config.init_cache(SHAPE).expect("a cache");
+        read(&measured, &rows, &mut cache, &[LEN]);
+        let mut expected = 0.0;
+        for head in 0..HEADS {
+            let all: Vec<usize> = (0..LEN).collect();
+            let weights = rows.weights(head, LEN - 1, &all);
+            let mut order = all.clone();
+            order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+            let is_kept = |p: &usize| *p < 1 || *p + 3 >= LEN || order[..5].contains(p);
+            expected += all
+                .iter()
+                .filter(|p| is_kept(p))
+                .map(|&p| weights[p])
+                .sum::<f64>();
+        }
+        let total = measured.recalls().total();
+        assert_eq!(total.queries, 4);
+        assert!(
+            (total.kept_mass - expected).abs() < 1e-6,
+            "{total:?} {expected}"
+        );
+    }
+}

@@ -90,10 +90,10 @@ impl HeadReport {
     /// let mut nothing_proven = Certificate::default();
     /// nothing_proven.dropped_mass_bound = 1.0;
     /// nothing_proven.output_error_bound = f32::INFINITY;
-    /// report.add(1000, 100, nothing_proven);
+    /// report.record(1000, 100, nothing_proven);
     /// assert_eq!(report.density(), 0.1);
     /// ```
-    pub fn add(&mut self, visible: usize, attended: usize, certificate: Certificate) {
+    pub fn record(&mut self, visible: usize, attended: usize, certificate: Certificate) {
         if attended == visible {
             self.add_dense(1, visible as u64, certificate);
         } else {

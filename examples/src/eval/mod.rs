@@ -20,6 +20,7 @@ mod rules;
 mod run;
 mod score;
 mod table;
+pub mod tasks;
 mod truth;
 
 pub use decoding::DenseAnswer;

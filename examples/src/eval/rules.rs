@@ -101,7 +101,10 @@ impl EvalRule {
 
     /// The softmax mass that the rule may drop, if that is what it is about.
     pub fn eps(&self) -> Option<f64> {
-        None
+        match self {
+            Self::Hira(ThresholdRule::Mass { mass }) => Some(1.0 - f64::from(*mass)),
+            _ => None,
+        }
     }
 
     /// The rule without its value, as it is written: lines of a plot are rules that share it.

@@ -39,6 +39,10 @@ impl Contender {
             texts.extend(BUDGETS.map(|budget| format!("{name}={budget}")));
         }
         let others = [
+            "mass=0.9",
+            "mass=0.95",
+            "mass=0.99",
+            "mass=0.999",
             "percentile=1",
             "percentile=2",
             "percentile=5",

@@ -266,7 +266,7 @@ impl ComparisonHost {
             }
             let attended = positions.len();
             let certificate = if attended == visible { dense } else { any };
-            report.add(visible, attended, certificate);
+            report.record(visible, attended, certificate);
             if is_dense && !matches!(self.rule, ComparisonRule::H2o { .. }) {
                 continue;
             }
