@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use hira_attention::{HiraAttentionConfig, HiraBackend, PlanPolicy};
 use hira_examples::device::{DeviceName, OnDevice, run_on};
+use hira_examples::eval::captures::{self, Contender};
 use hira_examples::eval::{
     EvalRule, Evaluation, Event, Group, Journal, Record, TEXT, fingerprint, write_report,
 };
@@ -49,6 +50,9 @@ struct Arguments {
     /// Attention is dense before this position, and tokens are judged from it on: a multiple of 256.
     #[arg(long, value_name = "TOKENS")]
     start: Option<usize>,
+    /// Hold the answers of every so many-th query, in every layer, against dense attention in f64; 0 for none.
+    #[arg(long, value_name = "QUERIES", default_value_t = 256)]
+    measured: usize,
     /// Tokens to decode with each rule.
     #[arg(long, value_name = "TOKENS")]
     decoded: Option<usize>,
@@ -62,6 +66,9 @@ struct Arguments {
     /// rule: the planner, which goes dense where that is faster, is off.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Folder with captures (*.safetensors with q, k and v). Without them nothing is measured on recorded keys.
+    #[arg(long, env = "HIRA_CAPTURES", default_value = "../shared/captures")]
+    captures: PathBuf,
     /// Stretch rotary positions: linear=F, ntk=F, dynamic=F or yarn=F, as in yarn=2.
     #[arg(long, value_name = "KIND=F")]
     rope_scaling: Option<RopeStretch>,
@@ -85,21 +92,23 @@ enum Part {
     Decoding,
     /// The long windows of `--long`.
     Long,
+    /// The recorded keys.
+    Captures,
 }
 
-/// Rules to read with if none are named, and with `--quick`.
-const RULES: &str = "top-k=64,top-k=128,top-k=256,top-k=512,percentile=2,adaptive=2,sample-max,sample-top-k=256,sample-mean-max=0.5,sample-gap,budget=2,quest=256,streaming=256,h2o=256";
-const QUICK_RULES: &str = "top-k=64,top-k=256,streaming=256,quest=256";
+/// Rules to read with if none are named, the most telling first, and with `--quick`.
+const RULES: &str = "mass=0.99,top-k=256,mass=0.95,streaming=256,quest=256,h2o=256,mass=0.9,mass=0.999,top-k=64,top-k=512,top-k=128,percentile=2,adaptive=2,sample-max,sample-top-k=256,sample-mean-max=0.5,sample-gap,budget=2";
+const QUICK_RULES: &str = "mass=0.99,mass=0.9,top-k=256,top-k=64,streaming=256";
 
 /// Rules to decode with if none are named, and with `--quick`.
-const DECODING: &str = "top-k=256";
-const QUICK_DECODING: &str = "top-k=256";
+const DECODING: &str = "mass=0.99,mass=0.95,top-k=256,mass=0.9,mass=0.999";
+const QUICK_DECODING: &str = "mass=0.99";
 
 /// A window of `--long`, and its contexts.
 const LONG: [usize; 5] = [2048, 4096, 8192, 12288, 16384];
 
 /// Rules that `--long` reads with where positions are stretched.
-const LONG_RULES: &str = "top-k=256";
+const LONG_RULES: &str = "mass=0.99,top-k=256";
 
 fn main() -> ExitCode {
     program::main(|| run(Arguments::parse()))
@@ -125,6 +134,9 @@ fn run(arguments: Arguments) -> Result<()> {
     let config = config.transpose()?;
     let settings = (model.to_string_lossy(), &text, arguments.start(), config);
     let settings = fingerprint(&settings)?;
+    if arguments.wants(Part::Captures) {
+        measure_captures(&arguments.captures, arguments.fresh, out)?;
+    }
     let journal = Journal::open(&out.join("journal.jsonl"), &settings, arguments.fresh)
         .with_context(|| format!("cannot use the journal in {}", out.display()))?;
     run_on(
@@ -141,6 +153,10 @@ fn run(arguments: Arguments) -> Result<()> {
 }
 
 impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+
     fn start(&self) -> usize {
         self.start.unwrap_or(1024)
     }
@@ -169,7 +185,6 @@ impl Arguments {
                 ..HiraAttentionConfig::new()
             },
         };
-        let wanted = |part| self.only.is_none_or(|only| only == part);
         let usual = if self.quick { 64 } else { 500 };
         let evaluation = Evaluation {
             positions: self
@@ -177,10 +192,15 @@ impl Arguments {
                 .map_or_else(|| "own".to_owned(), |stretch| stretch.to_string()),
             rules: named(&self.rules, QUICK_RULES, RULES)?,
             len,
-            windows: if wanted(Part::Text) { self.windows } else { 0 },
+            windows: if self.wants(Part::Text) {
+                self.windows
+            } else {
+                0
+            },
             start,
+            measured: self.measured,
             decoding: named(&self.decoding_rules, QUICK_DECODING, DECODING)?,
-            decoded: match wanted(Part::Decoding) {
+            decoded: match self.wants(Part::Decoding) {
                 true => self.decoded.unwrap_or(usual),
                 false => 0,
             },
@@ -198,7 +218,7 @@ impl Arguments {
                     positions: stretch.to_owned(),
                     rules,
                     len: LONG[LONG.len() - 1],
-                    windows: usize::from(self.only.is_none_or(|only| only == Part::Long)),
+                    windows: usize::from(self.wants(Part::Long)),
                     decoded: 0,
                     ..evaluation.clone()
                 };
@@ -284,6 +304,28 @@ impl OnDevice for Work {
         println!("{text}\nwritten to {}", self.out.display());
         Ok(())
     }
+}
+
+/// Measures rules on recorded keys, unless an earlier run did.
+fn measure_captures(folder: &Path, fresh: bool, out: &Path) -> Result<()> {
+    let done = out.join("captures.csv").is_file();
+    if done && !fresh {
+        return Ok(());
+    }
+    if !folder.is_dir() {
+        eprintln!(
+            "no captures in {}: recorded keys are not measured",
+            folder.display()
+        );
+        return Ok(());
+    }
+    let bar = ProgressBar::new_spinner();
+    let rows = captures::run(folder, &Contender::defaults()?, &mut |what| {
+        bar.set_message(what.to_owned());
+        bar.tick();
+    })?;
+    bar.finish_and_clear();
+    captures::write(out, &rows)
 }
 
 /// The model with its positions stretched.

@@ -6,7 +6,10 @@ use hira_index::burn::{from_host, with_host};
 use rayon::prelude::*;
 
 use super::record::STRETCH;
-use super::{EvalError, EvalRule, LayerSums, Reported, ScoreSums, TokenScore, densities};
+use super::{
+    EvalError, EvalRule, LayerRecall, LayerSums, Measured, Measuring, Reported, ScoreSums,
+    TokenScore, densities,
+};
 use crate::llama::{AttentionChoice, Llama, LlamaCache, LlamaError};
 
 /// Tokens whose logits are in memory together.
@@ -104,6 +107,17 @@ pub fn judge<B: HiraBackend>(
     Ok(scores)
 }
 
+/// What a window read with a rule gives, of the queries that count.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// The last hidden states.
+    pub states: Hidden,
+    /// What attention reported.
+    pub layers: LayerSums,
+    /// The answers that were held against dense attention.
+    pub recalls: Vec<LayerRecall>,
+}
+
 /// A window of a text: `len` tokens that are read, and the one after them.
 #[derive(Debug, Clone, Copy)]
 pub struct Window<'a> {
@@ -124,7 +138,7 @@ impl Window<'_> {
         self.len() == 0
     }
 
-    /// Reads the window with a rule. Gives the states of the queries that count, and what attention reported about them.
+    /// Reads the window with a rule; of the queries that count, every `measured`th is also held against dense attention in f64 (0: none).
     ///
     /// # Errors
     ///
@@ -134,12 +148,23 @@ impl Window<'_> {
         model: &mut Llama<B>,
         rule: &EvalRule,
         base: &HiraAttentionConfig,
+        measured: usize,
         device: &B::Device,
         progress: &mut dyn FnMut(usize),
-    ) -> Result<(Hidden, LayerSums), EvalError> {
+    ) -> Result<Reading, EvalError> {
         model.set_attention(AttentionChoice::Hira(Box::new(rule.config(base))))?;
         let mut cache = model.new_cache(self.len())?;
-        let (attention, reported) = Reported::new(rule.processor::<B>(base, device)?, self.start);
+        let measuring = Measuring {
+            layers: None,
+            every: match rule {
+                EvalRule::Dense => 0,
+                _ => measured,
+            },
+            from: self.start,
+        };
+        let attention = Measured::<B>::new(rule, base, measuring, device)?;
+        let recalls = attention.recalls();
+        let (attention, reported) = Reported::new(Box::new(attention), self.start);
         let (begin, rest) = self.ids[..self.len()].split_at(self.start.min(self.len()));
         if begin.is_empty() {
             model.set_processor(Box::new(attention));
@@ -153,7 +178,21 @@ impl Window<'_> {
             Hidden::read(model, &mut cache, begin, progress)?;
         }
         let states = Hidden::read(model, &mut cache, rest, progress)?;
-        Ok((states, densities::take(&reported)))
+        let recalls = recalls.by_layer().into_iter();
+        Ok(Reading {
+            states,
+            layers: densities::take(&reported),
+            recalls: recalls
+                .map(|(layer, recall)| LayerRecall {
+                    layer,
+                    queries: recall.queries,
+                    kept_mass: recall.kept_mass,
+                    relative_error: recall.relative_error,
+                    worst_dropped: recall.worst_dropped,
+                    violations: recall.violations,
+                })
+                .collect(),
+        })
     }
 
     /// Judges every token after a query that counts: sums by stretches of 256 positions.

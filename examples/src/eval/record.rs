@@ -35,6 +35,9 @@ pub struct TextRecord {
     pub start: usize,
     /// What the rule's attention reported, by layer and head, of the queries that count.
     pub layers: LayerSums,
+    /// Some of its answers, held against dense attention, by layer.
+    #[serde(default)]
+    pub recalls: Vec<LayerRecall>,
     /// Seconds that the rule took, with everything that a model computes.
     pub seconds: f64,
 }
@@ -53,6 +56,44 @@ pub(super) fn between(
         }
     }
     sums
+}
+
+/// Some answers of one layer, held against dense attention in f64: sums over query heads and measured queries.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct LayerRecall {
+    /// The layer.
+    pub layer: usize,
+    /// Measured queries, counted per head.
+    pub queries: u64,
+    /// Softmax mass of the keys that were attended to.
+    pub kept_mass: f64,
+    /// Distance of the output from the dense one over the norm of that.
+    pub relative_error: f64,
+    /// The most mass that one query dropped; not a sum.
+    pub worst_dropped: f64,
+    /// Queries that dropped more, or erred by more, than was certified.
+    pub violations: u64,
+}
+
+impl LayerRecall {
+    /// Adds another's sums.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.queries += other.queries;
+        self.kept_mass += other.kept_mass;
+        self.relative_error += other.relative_error;
+        self.worst_dropped = self.worst_dropped.max(other.worst_dropped);
+        self.violations += other.violations;
+    }
+
+    /// Mean softmax mass of the keys that were attended to.
+    pub fn kept_mass_mean(&self) -> f64 {
+        self.kept_mass / self.queries.max(1) as f64
+    }
+
+    /// Mean relative error of the output.
+    pub fn relative_error_mean(&self) -> f64 {
+        self.relative_error / self.queries.max(1) as f64
+    }
 }
 
 /// Greedy decoding after a prompt that dense attention read.
@@ -104,6 +145,7 @@ mod tests {
             stretches: vec![ScoreSums::default(); 4],
             start: 1024,
             layers: vec![vec![Default::default(); 2]],
+            recalls: vec![Default::default()],
             seconds: 0.1,
         });
         let line = serde_json::to_string(&record).expect("JSON");

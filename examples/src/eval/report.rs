@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use super::table::{
-    decoding_markdown, densities_csv, perplexity_csv, perplexity_markdown, position_markdown,
-    positions_csv, short,
+    decoding_markdown, densities_csv, layers_csv, perplexity_csv, perplexity_markdown,
+    position_markdown, positions_csv, short,
 };
-use super::{Axis, EvalError, EvalRule, Line, Record, Summary, heat_map, lines};
+use super::{Axis, EvalError, EvalRule, LayerRecall, Line, Record, Summary, heat_map, lines};
 
 /// Readings that belong together: of one length and one way to stretch positions.
 #[derive(Debug, Clone)]
@@ -27,8 +27,9 @@ pub struct Group {
 /// Positions in a row of the table of positions.
 const WIDTH: usize = 2048;
 
-/// Writes `results.md`, and for each group with a reading `PREFIXperplexity.csv`, `PREFIXpositions.csv`, `PREFIXdensities.csv` and plots: the frontier
-/// (divergence against density), the excess of perplexity against density, perplexity by position, and a heat map of densities for each rule that
+/// Writes `results.md`, and for each group with a reading `PREFIXperplexity.csv`, `PREFIXpositions.csv`, `PREFIXdensities.csv`, `PREFIXlayers.csv` and
+/// plots: the frontier (divergence against density), the excess of perplexity and the output's error against density, perplexity by position, mass kept
+/// and error by layer, and a heat map of densities for each rule that
 /// is not dense. Gives the Markdown.
 ///
 /// # Errors
@@ -57,6 +58,7 @@ pub fn write_report(
         fs::write(file("perplexity.csv"), perplexity)?;
         fs::write(file("positions.csv"), positions_csv(&summaries))?;
         fs::write(file("densities.csv"), densities_csv(&summaries))?;
+        fs::write(file("layers.csv"), layers_csv(&summaries))?;
         plots(group, &summaries, &file)?;
     }
     if records.iter().any(|one| matches!(one, Record::Decoding(_))) {
@@ -125,6 +127,38 @@ fn plots(
         axis("tokens before", false),
         axis("perplexity", false),
         &by_position,
+    )?;
+    let by_layer = |y: &dyn Fn(&LayerRecall) -> f64| -> Vec<Line> {
+        let measured = summaries.iter().filter(|one| !one.recalls.is_empty());
+        let line = |one: &Summary| {
+            let points = one
+                .recalls
+                .iter()
+                .map(|recall| (recall.layer as f64, y(recall)));
+            (one.rule.clone(), points.collect())
+        };
+        measured.map(line).collect()
+    };
+    lines(
+        &file("error.svg"),
+        "Relative error of the output, mean over layers, heads and measured queries",
+        density,
+        axis("|o - o dense| / |o dense|", true),
+        &against_density(&|one| one.recall().relative_error_mean()),
+    )?;
+    lines(
+        &file("layers-mass.svg"),
+        "Softmax mass of the keys attended to, by layer",
+        axis("layer", false),
+        axis("mass kept", false),
+        &by_layer(&LayerRecall::kept_mass_mean),
+    )?;
+    lines(
+        &file("layers-error.svg"),
+        "Relative error of the output, by layer",
+        axis("layer", false),
+        axis("|o - o dense| / |o dense|", true),
+        &by_layer(&LayerRecall::relative_error_mean),
     )?;
     for one in summaries.iter().filter(|one| one.rule != "dense") {
         let layers = one.layers.iter();

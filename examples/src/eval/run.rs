@@ -5,7 +5,7 @@ use std::time::Instant;
 use hira_attention::{HiraAttentionConfig, HiraBackend};
 
 use super::record::STRETCH;
-use super::{DenseAnswer, EvalError, EvalRule, Journal, Record, TextRecord, Window};
+use super::{DenseAnswer, EvalError, EvalRule, Journal, Reading, Record, TextRecord, Window};
 use crate::llama::Llama;
 
 /// What to evaluate.
@@ -21,6 +21,8 @@ pub struct Evaluation {
     pub windows: usize,
     /// The first position of a query that counts; before it attention is dense.
     pub start: usize,
+    /// Of the queries that count, every so many-th is also held against dense attention in f64, in every layer; 0 for none.
+    pub measured: usize,
     /// The rules to decode with, of Hira's.
     pub decoding: Vec<EvalRule>,
     /// Tokens to decode, after as many of the text as fill a window with them.
@@ -157,10 +159,11 @@ impl Evaluation {
             on_event(Event::Begin(format!("{rule}, window {window}")));
             let begin = Instant::now();
             let mut progress = |tokens| on_event(Event::Tokens(tokens));
-            let (states, layers) = ids.read(model, rule, &self.base, device, &mut progress)?;
-            Ok::<_, EvalError>((states, layers, begin.elapsed().as_secs_f64()))
+            let measured = self.measured;
+            let reading = ids.read(model, rule, &self.base, measured, device, &mut progress)?;
+            Ok::<_, EvalError>((reading, begin.elapsed().as_secs_f64()))
         };
-        let record = |rule: &EvalRule, stretches, layers, seconds| {
+        let record = |rule: &EvalRule, stretches, reading: Reading, seconds| {
             Record::Text(TextRecord {
                 positions: self.positions.clone(),
                 rule: rule.to_string(),
@@ -168,20 +171,21 @@ impl Evaluation {
                 len: self.len,
                 stretches,
                 start: self.start,
-                layers,
+                layers: reading.layers,
+                recalls: reading.recalls,
                 seconds,
             })
         };
-        let (dense, layers, seconds) = read(model, &EvalRule::Dense)?;
+        let (dense, seconds) = read(model, &EvalRule::Dense)?;
         if pending.contains(&&EvalRule::Dense) {
-            let stretches = ids.judge(model, &dense, &dense, device)?;
-            journal.add(record(&EvalRule::Dense, stretches, layers, seconds))?;
+            let stretches = ids.judge(model, &dense.states, &dense.states, device)?;
+            journal.add(record(&EvalRule::Dense, stretches, dense.clone(), seconds))?;
         }
         for rule in pending {
             if *rule != EvalRule::Dense {
-                let (states, layers, seconds) = read(model, rule)?;
-                let stretches = ids.judge(model, &dense, &states, device)?;
-                journal.add(record(rule, stretches, layers, seconds))?;
+                let (reading, seconds) = read(model, rule)?;
+                let stretches = ids.judge(model, &dense.states, &reading.states, device)?;
+                journal.add(record(rule, stretches, reading, seconds))?;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::record::{STRETCH, between};
-use super::{DecodingRecord, LayerSums, Record, ScoreSums, TextRecord, densities};
+use super::{DecodingRecord, LayerRecall, LayerSums, Record, ScoreSums, TextRecord, densities};
 
 /// Everything that one rule's readings of the text came to.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Summary {
     pub start: usize,
     /// Reports by layer and head.
     pub layers: LayerSums,
+    /// The answers that were held against dense attention, by layer.
+    pub recalls: Vec<LayerRecall>,
     /// Seconds in all.
     pub seconds: f64,
     /// Windows.
@@ -39,6 +41,7 @@ impl Summary {
                             stretches: Vec::new(),
                             start: one.start,
                             layers: LayerSums::new(),
+                            recalls: Vec::new(),
                             seconds: 0.0,
                             windows: 0,
                         };
@@ -58,6 +61,16 @@ impl Summary {
             sums.join(other);
         }
         densities::join(&mut self.layers, &one.layers);
+        for recall in &one.recalls {
+            match self
+                .recalls
+                .iter_mut()
+                .find(|known| known.layer == recall.layer)
+            {
+                Some(known) => known.join(recall),
+                None => self.recalls.push(*recall),
+            }
+        }
         self.seconds += one.seconds;
         self.windows += 1;
     }
@@ -65,6 +78,13 @@ impl Summary {
     /// Scores of tokens that have half a context to a context before them.
     pub fn at(&self, context: usize) -> ScoreSums {
         between(&self.stretches, self.start, (context / 2, context))
+    }
+
+    /// All layers' answers that were held against dense attention; none of dense attention itself.
+    pub fn recall(&self) -> LayerRecall {
+        let mut total = LayerRecall::default();
+        self.recalls.iter().for_each(|layer| total.join(layer));
+        total
     }
 
     /// Keys attended to / visible keys.
@@ -75,14 +95,16 @@ impl Summary {
 
 /// Perplexity at each context, and how far the last one is from dense attention.
 pub(super) fn perplexity_markdown(summaries: &[Summary], contexts: &[usize]) -> String {
-    let mut text = String::from("| rule | keys attended to | dropped mass, proven (mean) |");
+    let mut text = String::from(
+        "| rule | keys attended to | dropped mass, proven (mean) | mass kept | output error |",
+    );
     for context in contexts {
         write_to(
             &mut text,
             format_args!(" perplexity at {} |", short(*context)),
         );
     }
-    text.push_str(" over dense | KL, mean | KL, worst | same argmax |\n|---|--:|--:|");
+    text.push_str(" over dense | KL, mean | KL, worst | same argmax |\n|---|--:|--:|--:|--:|");
     text.push_str(&"--:|".repeat(contexts.len() + 4));
     text.push('\n');
     for one in summaries {
@@ -96,6 +118,18 @@ pub(super) fn perplexity_markdown(summaries: &[Summary], contexts: &[usize]) -> 
                 total.dropped_mass_mean()
             ),
         );
+        let recall = one.recall();
+        match recall.queries {
+            0 => text.push_str(" | |"),
+            _ => write_to(
+                &mut text,
+                format_args!(
+                    " {:.4} | {:.4} |",
+                    recall.kept_mass_mean(),
+                    recall.relative_error_mean()
+                ),
+            ),
+        }
         for context in contexts {
             let sums = one.at(*context);
             match sums.tokens {
@@ -262,6 +296,30 @@ pub(super) fn densities_csv(summaries: &[Summary]) -> String {
     text
 }
 
+/// Answers that were held against dense attention, by rule and layer.
+pub(super) fn layers_csv(summaries: &[Summary]) -> String {
+    let mut text =
+        String::from("rule,layer,queries,kept_mass,relative_error,worst_dropped,violations\n");
+    for one in summaries {
+        for recall in &one.recalls {
+            write_to(
+                &mut text,
+                format_args!(
+                    "{},{},{},{:.6},{:.6},{:.6},{}\n",
+                    one.rule,
+                    recall.layer,
+                    recall.queries,
+                    recall.kept_mass_mean(),
+                    recall.relative_error_mean(),
+                    recall.worst_dropped,
+                    recall.violations
+                ),
+            );
+        }
+    }
+    text
+}
+
 /// A context as people say it.
 pub(super) fn short(context: usize) -> String {
     match context {
@@ -304,6 +362,13 @@ mod tests {
                 visible: 4,
                 dropped_mass: 10.0,
             }]],
+            recalls: vec![LayerRecall {
+                layer: 0,
+                queries: 2,
+                kept_mass: 1.5,
+                relative_error: 0.5,
+                ..LayerRecall::default()
+            }],
             seconds: 1.0,
         })
     }
@@ -327,7 +392,7 @@ mod tests {
         let row = table.lines().nth(3).expect("a row");
         assert_eq!(
             row,
-            "| mass=0.9 | 25.00 % | 0.2500 | | 4.000 | +100.00 % ± 0.00 | 1.00e-1 | 0.50 | 90.00 % |"
+            "| mass=0.9 | 25.00 % | 0.2500 | 0.7500 | 0.2500 | | 4.000 | +100.00 % ± 0.00 | 1.00e-1 | 0.50 | 90.00 % |"
         );
         let cells = table.lines().map(|line| line.matches('|').count());
         assert!(
@@ -342,6 +407,7 @@ mod tests {
         );
         assert_eq!(positions_csv(&summaries).lines().count(), 9);
         assert_eq!(densities_csv(&summaries).lines().count(), 3);
+        assert!(layers_csv(&summaries).contains("mass=0.9,0,4,0.750000,0.250000,0.000000,0"));
         let positions = position_markdown(&summaries, 512);
         assert!(
             positions.contains("| 1024 to 1536 | 2.00 | 4.00 |"),
