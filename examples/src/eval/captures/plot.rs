@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use plotters::prelude::*;
 
 use super::Summary;
+use crate::eval::EvalRule;
 
 /// Colours that differ in print and for those who do not see red and green apart.
 const COLOURS: [RGBColor; 8] = [
@@ -36,9 +37,10 @@ fn chart(file: &Path, summaries: &[Summary]) -> Result<(), Box<dyn std::error::E
     for one in summaries {
         // `top-k=64, 4 sinks, window 64` is a point of `top-k, 4 sinks, window 64`
         let (rule, rest) = one.rule.split_once(',').unwrap_or((&one.rule, ""));
-        let family = rule.split('=').next().unwrap_or(rule);
+        let parsed = rule.parse::<EvalRule>();
+        let family = parsed.map_or_else(|_| rule.to_owned(), |rule| rule.family());
         let name = match rest {
-            "" => family.to_owned(),
+            "" => family,
             rest => format!("{family},{rest}"),
         };
         let point = (one.density, one.relative_error.median.max(FLOOR));

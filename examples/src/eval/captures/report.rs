@@ -69,28 +69,42 @@ fn markdown(rows: &[CaptureRow]) -> String {
     text
 }
 
-/// The relative error of rules with a budget, one column a budget; under it, the share of queries on which top-k is better.
+/// The relative error of rules with a budget, one column a budget, and the share of queries on which top-k is below a rule that is compared
+/// with; with compensation after the slash, if that was measured.
 fn equal(rows: &[CaptureRow]) -> String {
     let mut text = String::from("| rule |");
     let mut line = String::from("|---|");
     for budget in BUDGETS {
-        let _ = write!(text, " {budget} keys |");
-        line.push_str("---|");
+        let _ = write!(text, " {budget} keys | top-k below |");
+        line.push_str("---|---|");
     }
     let _ = writeln!(text, "\n{line}");
     let all = summaries(rows, |_| true);
-    for name in ["top-k", "quest", "h2o", "streaming"] {
-        let _ = write!(text, "| {name} |");
+    for (name, suffix) in [
+        ("top-k", ""),
+        ("top-k", "+comp"),
+        ("quest", ""),
+        ("h2o", ""),
+        ("streaming", ""),
+    ] {
+        let rule = |budget: usize| format!("{name}={budget}{suffix}");
+        let found = |budget| all.iter().find(|one| one.rule == rule(budget));
+        if BUDGETS.iter().all(|&budget| found(budget).is_none()) {
+            continue;
+        }
+        let _ = write!(text, "| {name}{suffix} |");
         for budget in BUDGETS {
-            let rule = format!("{name}={budget}");
-            let found = all.iter().find(|one| one.rule == rule);
-            let cell = found.map_or_else(String::new, |one| quartiles(one.relative_error));
-            let better = better(rows, &format!("top-k={budget}"), &rule);
-            let share = better.filter(|_| name != "top-k");
-            let share = share.map_or_else(String::new, |share| {
-                format!("; top-k below on {:.1} %", 100.0 * share)
+            let cell = found(budget).map_or_else(String::new, |one| quartiles(one.relative_error));
+            let shares = ["", "+comp"].map(|suffix| {
+                let ours = format!("top-k={budget}{suffix}");
+                better(rows, &ours, &rule(budget)).map(|share| format!("{:.1} %", 100.0 * share))
             });
-            let _ = write!(text, " {cell}{share} |");
+            let shares: Vec<String> = shares.into_iter().flatten().collect();
+            let shares = match name {
+                "top-k" => String::new(),
+                _ => shares.join(" / "),
+            };
+            let _ = write!(text, " {cell} | {shares} |");
         }
         text.push('\n');
     }
@@ -217,7 +231,7 @@ mod tests {
         let markdown = text("captures.md");
         for wanted in [
             "| quest |",
-            "0.2000; top-k below on 100.0 %",
+            "| quest | 0.2000 | 100.0 % |",
             "| top-k=64 | 64.00 | 0.0640 | 0.2000 |",
             "| layer03: keys, dropped mass, relative error |",
         ] {

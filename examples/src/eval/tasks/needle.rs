@@ -77,7 +77,8 @@ fn prose(
     key: &str,
     values: &[String],
 ) -> Prompt {
-    let text = insert(&sentences(haystack, units), needles, " ");
+    let haystack = haystack.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = insert(&sentences(&haystack, units), needles, " ");
     let (number, is) = match values.len() {
         1 => ("number", "is"),
         _ => ("numbers", "are"),
