@@ -113,7 +113,7 @@ struct Answer {
 
 /// Runs what `is_done` does not know, and hands each score over as it comes. `haystack` is the prose that needles lie in.
 ///
-/// The context is read with dense attention, question and answer token by token with the rule, whatever `base` says about prefills: what is
+/// The context is read with dense attention, question and answer as decode steps with the rule, whatever `base` says about prefills and short contexts: what is
 /// tested is what a rule finds among the keys of a long context. All rules of a sample share the reading, but for H2O, which needs what
 /// it saw then. The model is left with another attention.
 ///
@@ -136,8 +136,11 @@ pub fn run<B: HiraBackend>(
 ) -> Result<(), TaskError> {
     let base = HiraAttentionConfig {
         use_hira_during_prefill: false,
+        min_sparse_len: 0,
         ..base.clone()
     };
+    // as many tokens at once as are decode steps, each of which the rule answers by itself
+    let step = base.max_decode_tokens.max(1);
     for sample in plan.samples() {
         let pending: Vec<&EvalRule> = plan
             .rules
@@ -153,7 +156,7 @@ pub fn run<B: HiraBackend>(
         let mut cache = model.new_cache(len)?;
         use_rule(model, &EvalRule::Dense, &base, device)?;
         model.forward(&mut cache, &ids.context, &mut |_, _| {})?;
-        let dense = answer(model, &mut cache, &ids)?;
+        let dense = answer(model, &mut cache, &ids, step)?;
         for rule in pending {
             use_rule(model, rule, &base, device)?;
             if needs_context(rule) {
@@ -162,7 +165,7 @@ pub fn run<B: HiraBackend>(
             }
             let found = match rule {
                 EvalRule::Dense => None,
-                _ => Some(answer(model, &mut cache, &ids)?),
+                _ => Some(answer(model, &mut cache, &ids, step)?),
             };
             on_score(score(
                 sample,
@@ -207,17 +210,18 @@ fn tokens(tokenizer: &ChatTokenizer, sample: &Sample, haystack: &str) -> Result<
     ids(&prompt.context, &prompt.question, &prompt.answer)
 }
 
-/// Reads question and answer token by token, as decode steps; the cache holds the context, and does again afterwards.
+/// Reads the question in steps of `step` tokens and the answer token by token; the cache holds the context, and does again afterwards.
 fn answer<B: HiraBackend>(
     model: &Llama<B>,
     cache: &mut LlamaCache,
     ids: &Ids,
+    step: usize,
 ) -> Result<Answer, TaskError> {
     let context = cache.len();
     cache.reset_metrics();
     let mut last = Vec::new();
-    for id in &ids.question {
-        last = model.forward(cache, &[*id], &mut |_, _| {})?;
+    for ids in ids.question.chunks(step) {
+        last = model.forward(cache, ids, &mut |_, _| {})?;
     }
     let mut logits = vec![last];
     for id in &ids.answer[..ids.answer.len() - 1] {
