@@ -114,6 +114,8 @@ pub(crate) fn eval(workspace: &Workspace, shell: &Shell) -> Result<()> {
     let eval = |more: &[&str]| -> Result<String> {
         let mut eval = binary(workspace, "eval");
         eval.args([
+            "--parts",
+            "text,decoding",
             "--contexts",
             "512",
             "--start",
@@ -124,21 +126,25 @@ pub(crate) fn eval(workspace: &Workspace, shell: &Shell) -> Result<()> {
             "top-k=32,streaming=64",
             "--decoding-rules",
             "top-k=32",
-            "--captures",
-            "none",
         ]);
         shell.run(eval.args(more).arg("--out").arg(&out))?;
         fs::read_to_string(out.join("perplexity.csv")).context("no perplexity.csv")
     };
     let first = eval(&["--fresh"])?;
     let rules: Vec<_> = first.lines().skip(1).collect();
-    ensure!(rules.len() == 3, "three rules were to be read with:\n{first}");
+    ensure!(
+        rules.len() == 3,
+        "three rules were to be read with:\n{first}"
+    );
     ensure!(
         rules[0].starts_with("dense,512,256,1.000000,"),
         "dense attention attends to every key:\n{first}"
     );
     let second = eval(&[])?;
-    ensure!(first == second, "the second run measured again:\n{first}{second}");
+    ensure!(
+        first == second,
+        "the second run measured again:\n{first}{second}"
+    );
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use hira_attention::{HiraAttentionConfig, HiraBackend, PlanPolicy};
 use hira_examples::device::{DeviceName, OnDevice, run_on};
 use hira_examples::eval::captures::{self, Contender};
+use hira_examples::eval::tasks::{self, Sample, Task, TaskPlan};
 use hira_examples::eval::{
     EvalRule, Evaluation, Event, Group, Journal, Record, TEXT, fingerprint, write_report,
 };
@@ -31,9 +32,9 @@ struct Arguments {
     /// Also read one window of 16,384 tokens: dense attention with the model's positions as they are and stretched by YaRN, and two rules.
     #[arg(long)]
     long: bool,
-    /// Only this part.
-    #[arg(long, value_enum, value_name = "PART")]
-    only: Option<Part>,
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    parts: Vec<Part>,
     /// Rules to read the text with, beside dense: top-k=K, percentile=P, mass=M, one of the sampled rules, quest=K, streaming=K, h2o=K.
     #[arg(long, value_delimiter = ',', value_name = "RULES")]
     rules: Vec<EvalRule>,
@@ -50,6 +51,9 @@ struct Arguments {
     /// Attention is dense before this position, and tokens are judged from it on: a multiple of 256.
     #[arg(long, value_name = "TOKENS")]
     start: Option<usize>,
+    /// Lengths of the samples of tasks: 2048,4096,8192 if nothing else is said.
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS")]
+    task_lengths: Vec<usize>,
     /// Hold the answers of every so many-th query, in every layer, against dense attention in f64; 0 for none.
     #[arg(long, value_name = "QUERIES", default_value_t = 256)]
     measured: usize,
@@ -94,6 +98,8 @@ enum Part {
     Long,
     /// The recorded keys.
     Captures,
+    /// Passkey and RULER-style tasks.
+    Tasks,
 }
 
 /// Rules to read with if none are named, the most telling first, and with `--quick`.
@@ -103,6 +109,9 @@ const QUICK_RULES: &str = "mass=0.99,mass=0.9,top-k=256,top-k=64,streaming=256";
 /// Rules to decode with if none are named, and with `--quick`.
 const DECODING: &str = "mass=0.99,mass=0.95,top-k=256,mass=0.9,mass=0.999";
 const QUICK_DECODING: &str = "mass=0.99";
+
+/// Rules to answer tasks with if none are named.
+const TASK_RULES: &str = "mass=0.99,mass=0.95,top-k=256,streaming=256,quest=256,h2o=256";
 
 /// A window of `--long`, and its contexts.
 const LONG: [usize; 5] = [2048, 4096, 8192, 12288, 16384];
@@ -117,12 +126,12 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<()> {
     // Everything that can be refused without reading weights comes first.
     arguments.device.check()?;
-    let text = match &arguments.text {
+    let haystack = match &arguments.text {
         Some(file) => fs::read_to_string(file).with_context(|| file.display().to_string())?,
         None => TEXT.to_owned(),
     };
     let path = fetch::resolve(&arguments.model, &mut |message| eprintln!("{message}"))?;
-    let text = ModelFile::open(&path)?.tokenizer()?.encode(&text)?;
+    let text = ModelFile::open(&path)?.tokenizer()?.encode(&haystack)?;
     let plans = arguments.plans()?;
     for (evaluation, group) in &plans {
         evaluation.check(&group.contexts, text.len())?;
@@ -146,6 +155,12 @@ fn run(arguments: Arguments) -> Result<()> {
             out: out.clone(),
             path,
             text,
+            tasks: arguments
+                .wants(Part::Tasks)
+                .then(|| arguments.tasks())
+                .transpose()?,
+            haystack,
+            base: plans[0].0.base.clone(),
             plans,
             journal,
         },
@@ -154,11 +169,39 @@ fn run(arguments: Arguments) -> Result<()> {
 
 impl Arguments {
     fn wants(&self, part: Part) -> bool {
-        self.only.is_none_or(|only| only == part)
+        self.parts.is_empty() || self.parts.contains(&part)
     }
 
     fn start(&self) -> usize {
         self.start.unwrap_or(1024)
+    }
+
+    /// What is asked of the model.
+    fn tasks(&self) -> Result<TaskPlan> {
+        let rules = match self.rules.as_slice() {
+            [] => TASK_RULES
+                .split(',')
+                .map(str::parse)
+                .collect::<Result<_, _>>()?,
+            given => given.to_vec(),
+        };
+        let mut plan = TaskPlan {
+            tasks: Task::ALL.to_vec(),
+            lengths: self.task_lengths.clone(),
+            depths: vec![10, 50, 90],
+            samples: 2,
+            rules,
+        };
+        if plan.lengths.is_empty() {
+            plan.lengths = vec![2048, 4096, 8192];
+        }
+        if self.quick {
+            plan.tasks = vec![Task::Passkey, Task::Needle];
+            plan.lengths.truncate(1);
+            plan.depths = vec![50];
+            plan.samples = 1;
+        }
+        Ok(plan)
     }
 
     /// What to evaluate, and how it is reported.
@@ -211,14 +254,14 @@ impl Arguments {
             },
         };
         let mut plans = vec![(evaluation.clone(), group(&evaluation, contexts, ""))];
-        if self.long || self.only == Some(Part::Long) {
+        if self.long || self.parts.contains(&Part::Long) {
             let rules: Vec<EvalRule> = named(&self.rules, LONG_RULES, LONG_RULES)?;
             for (stretch, rules) in [("none=2", vec![EvalRule::Dense]), ("yarn=2", rules)] {
                 let long = Evaluation {
                     positions: stretch.to_owned(),
                     rules,
                     len: LONG[LONG.len() - 1],
-                    windows: usize::from(self.wants(Part::Long)),
+                    windows: 1,
                     decoded: 0,
                     ..evaluation.clone()
                 };
@@ -269,6 +312,10 @@ struct Work {
     header: String,
     text: Vec<u32>,
     plans: Vec<(Evaluation, Group)>,
+    /// Questions, the prose that needles lie in, and the configuration they are answered with.
+    tasks: Option<TaskPlan>,
+    haystack: String,
+    base: HiraAttentionConfig,
     journal: Journal<Record>,
 }
 
@@ -279,7 +326,7 @@ impl OnDevice for Work {
         let left = |(plan, _): &(Evaluation, Group)| plan.tokens_left(&self.journal);
         let bar = ProgressBar::new(self.plans.iter().map(left).sum::<usize>() as u64).with_style(
             ProgressStyle::with_template(
-                "{elapsed_precise} [{bar:24}] {pos}/{len} tokens, {eta} left: {msg}",
+                "{elapsed_precise} [{bar:24}] {pos}/{len}, {eta} left: {msg}",
             )?
             .progress_chars("=> "),
         );
@@ -299,10 +346,63 @@ impl OnDevice for Work {
             })?;
             write_report(&self.header, self.journal.records(), &groups, &self.out)?;
         }
+        self.ask::<B>(device, &bar)?;
         bar.finish_and_clear();
         let text = write_report(&self.header, self.journal.records(), &groups, &self.out)?;
         println!("{text}\nwritten to {}", self.out.display());
         Ok(())
+    }
+}
+
+impl Work {
+    /// Asks what the journal does not know.
+    fn ask<B: HiraBackend>(&mut self, device: &B::Device, bar: &ProgressBar) -> Result<()> {
+        let Some(tasks) = &self.tasks else {
+            return Ok(());
+        };
+        let pairs: Vec<(Sample, String)> = {
+            let pairs = tasks.samples().into_iter();
+            let pairs = pairs.flat_map(|sample| {
+                let rules = tasks.rules.iter().map(EvalRule::to_string);
+                rules.map(move |rule| (sample, rule))
+            });
+            let is_new = |(sample, rule): &(Sample, String)| {
+                !self.journal.has(|one| one.is_task(rule, sample))
+            };
+            pairs.filter(is_new).collect()
+        };
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        bar.reset();
+        bar.set_length(pairs.len() as u64);
+        bar.set_message("answers to tasks");
+        let own = &self.plans[0].0.positions;
+        let mut model = load::<B>(&self.path, own, device)?;
+        let tokenizer = ModelFile::open(&self.path)?.tokenizer()?;
+        let is_done = |sample: &Sample, rule: &EvalRule| {
+            let rule = rule.to_string();
+            !pairs
+                .iter()
+                .any(|(new, known)| new == sample && *known == rule)
+        };
+        let (journal, mut failed) = (&mut self.journal, None);
+        tasks::run(
+            &mut model,
+            &tokenizer,
+            tasks,
+            &self.haystack,
+            &self.base,
+            device,
+            &is_done,
+            &mut |score| {
+                failed = failed.take().or(journal.add(Record::Task(score)).err());
+                bar.inc(1);
+            },
+        )?;
+        failed.map_or(Ok(()), |error| {
+            Err(error).context("cannot write the journal")
+        })
     }
 }
 

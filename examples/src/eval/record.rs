@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tasks::{Sample, TaskScore};
 use super::{LayerSums, ScoreSums};
 
 /// Tokens of a stretch of positions whose scores are kept together.
@@ -16,6 +17,8 @@ pub enum Record {
     Text(TextRecord),
     /// Tokens that dense attention and a rule decoded from the same prompt.
     Decoding(DecodingRecord),
+    /// A task, answered with a rule.
+    Task(TaskScore),
 }
 
 /// One window of the text, read with one rule.
@@ -123,6 +126,11 @@ impl Record {
     /// Whether it is of the window `window` of `len` tokens read with `rule`.
     pub fn is_text(&self, positions: &str, rule: &str, window: usize, len: usize) -> bool {
         matches!(self, Self::Text(one) if one.positions == positions && one.rule == rule && one.window == window && one.len == len)
+    }
+
+    /// Whether it is of a sample of a task answered with `rule`.
+    pub fn is_task(&self, rule: &str, sample: &Sample) -> bool {
+        matches!(self, Self::Task(one) if one.rule == rule && one.sample == *sample)
     }
 
     /// Whether it is of `tokens` tokens decoded with `rule` after `prompt`.

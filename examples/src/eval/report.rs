@@ -7,6 +7,7 @@ use super::table::{
     decoding_markdown, densities_csv, layers_csv, perplexity_csv, perplexity_markdown,
     position_markdown, positions_csv, short,
 };
+use super::tasks::{self, TaskScore};
 use super::{Axis, EvalError, EvalRule, LayerRecall, Line, Record, Summary, heat_map, lines};
 
 /// Readings that belong together: of one length and one way to stretch positions.
@@ -66,6 +67,17 @@ pub fn write_report(
             "\n## Greedy decoding\n\n{}",
             decoding_markdown(records)
         ));
+    }
+    let tasks: Vec<TaskScore> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Task(score) => Some(score.clone()),
+            _ => None,
+        })
+        .collect();
+    if !tasks.is_empty() {
+        text.push_str(&format!("\n## Tasks\n\n{}", tasks::markdown(&tasks)));
+        fs::write(folder.join("tasks.csv"), tasks::task_csv(&tasks))?;
     }
     fs::write(folder.join("results.md"), &text)?;
     Ok(text)
