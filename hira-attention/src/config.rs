@@ -82,7 +82,7 @@ pub struct HiraAttentionConfig {
     pub sink_tokens: usize,
     /// The most recent keys, always attended to. Default 64.
     pub recent_window: usize,
-    /// Below this many visible keys the planner goes dense. Default 1024.
+    /// Below this many visible keys the planner goes dense, and keys wait for their sketch. Default 1024.
     pub min_sparse_len: usize,
     /// A KV head whose rule keeps leaving out more than this softmax mass (the proven bound, mean over its group and recent steps) is
     /// flat: the planner answers it densely, and tries again every 64 positions. 1 turns that off. Default 0.5.
@@ -501,6 +501,15 @@ impl HiraAttentionConfig {
         HostAttention::new(self.clone())
     }
 
+    /// Keys of a head from which on they are sketched: before that no plan reads a sketch.
+    fn sketch_from(&self) -> usize {
+        match self.plan {
+            PlanPolicy::Auto => self.min_sparse_len,
+            PlanPolicy::Sparse => 0,
+            PlanPolicy::Dense => usize::MAX,
+        }
+    }
+
     /// An empty cache that fits this configuration.
     ///
     /// # Errors
@@ -526,6 +535,7 @@ impl HiraAttentionConfig {
                 .with_num_levels(self.num_levels)
                 .with_branching_factor(self.branching_factor)
                 .with_segment_len(self.segment_len)
+                .with_sketch_from(self.sketch_from())
                 .with_min_coarse_len(self.min_coarse_len)
                 .with_builder(self.builder)
                 .with_update(self.update_strategy)

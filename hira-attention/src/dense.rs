@@ -191,8 +191,7 @@ pub(crate) struct RangeCopy {
 impl RangeCopy {
     /// The rows of `positions`, which start the range that this was made for.
     fn run<'a>(&'a self, head: &'a HeadCache, positions: Range<usize>) -> KeyRun<'a> {
-        let whole = head.runs(positions.clone()).next();
-        match whole.filter(|run| run.len == positions.len()) {
+        match head.run(positions.clone()) {
             Some(run) => key_run(run),
             None => {
                 let (keys, values) = (self.keys.as_slice(), self.values.as_slice());
@@ -211,15 +210,15 @@ fn one_run<'a>(
     positions: Range<usize>,
     copy: &'a mut RangeCopy,
 ) -> KeyRun<'a> {
+    if let Some(run) = head.run(positions.clone()) {
+        return key_run(run);
+    }
     let precision = head.values().precision();
     copy.keys.reset(precision);
     copy.values.reset(precision);
-    let mut runs = head.runs(positions.clone());
-    if runs.next().is_some_and(|run| run.len < positions.len()) {
-        for run in head.runs(positions.clone()) {
-            copy.keys.extend(run.keys);
-            copy.values.extend(run.values);
-        }
+    for run in head.runs(positions.clone()) {
+        copy.keys.extend(run.keys);
+        copy.values.extend(run.values);
     }
     copy.run(head, positions)
 }

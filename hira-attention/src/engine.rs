@@ -343,6 +343,11 @@ impl HostAttention {
         out: &mut [f32],
         reports: &mut [HeadReport],
     ) -> Result<(), SearchError> {
+        if call.tokens == 1 {
+            // the rows of the one token lie side by side
+            let visible = call.before + 1;
+            return self.attend_token(call, visible, queries, head, team, scratch, out, reports);
+        }
         // taken out so that the rest of the scratch can be lent beside them
         let mut token_queries = std::mem::take(&mut scratch.queries);
         let mut token_out = std::mem::take(&mut scratch.out);

@@ -140,8 +140,18 @@ pub(crate) fn history(answers: &[SparseAnswer], visible: usize) -> SparseHistory
     }
 }
 
-/// The Euclidean norm, rounded upwards: in f64 it is good to far better than an f32 step.
+/// The Euclidean norm, rounded upwards: in f64 it is good to far better than an f32 step. NaN or infinite if an element is.
+///
+/// In eight lanes: one chain of additions takes 80 ns for 64 elements, and a step asks for the norm of every query twice.
 pub(crate) fn norm(row: &[f32]) -> f32 {
-    let squares = row.iter().map(|&x| f64::from(x) * f64::from(x));
-    (squares.sum::<f64>().sqrt() as f32).next_up()
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let mut lanes = [0.0; 8];
+    let (blocks, rest) = row.as_chunks::<8>();
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane += square(x);
+        }
+    }
+    let squares = lanes.iter().sum::<f64>() + rest.iter().map(|&x| square(x)).sum::<f64>();
+    (squares.sqrt() as f32).next_up()
 }

@@ -9,6 +9,7 @@ use hira_attention::{
 };
 use hira_cache::CacheError;
 use hira_index::{HierarchicalIndex, IndexConfig, SampleConfig};
+use hira_search::{Plan, PlanChoice};
 use hira_threshold::{Cut, RuleInput, Threshold, ThresholdRule};
 use proptest::prelude::*;
 
@@ -470,6 +471,46 @@ fn results_do_not_depend_on_kernels_threads_or_segments() {
                 }
             });
         }
+    }
+}
+
+/// Keys wait for their sketch until the planner could go sparse; the first sparse step finds it, and finds what one that was there all along finds.
+#[test]
+fn a_late_sketch_gives_the_same_answers() {
+    let (least, shape) = (
+        384,
+        Shape {
+            sequences: 1,
+            heads: 1,
+            kv_heads: 1,
+            dim: 128,
+            value_dim: 128,
+        },
+    );
+    let problem = Problem::random(8, shape, 440);
+    let auto = HiraAttentionConfig {
+        min_sparse_len: least,
+        search_plan: PlanChoice::Force(Plan::SketchScan),
+        ..HiraAttentionConfig::new().with_top_k(4)
+    }
+    .with_sinks_and_window(0, 1);
+    let at_once = auto.clone().with_plan(PlanPolicy::Sparse);
+    for batch in [1, 5, 11] {
+        let batches: Vec<usize> = (0..440)
+            .step_by(batch)
+            .map(|at| batch.min(440 - at))
+            .collect();
+        let (late, reports) = run(&auto, &problem, &batches);
+        let (early, _) = run(&at_once, &problem, &batches);
+        for report in &reports {
+            let head = report.heads[0];
+            let visible = report.stored;
+            assert_eq!(head.plan == HeadPlan::Sparse, visible >= least, "{visible}");
+            assert_eq!(head.scanned_fraction() < 1.0, visible >= least, "{visible}");
+        }
+        // several queries of a call see different numbers of keys: all from here on were sparse
+        let same = (least - 1) * shape.value_dim;
+        assert_eq!(late[same..], early[same..]);
     }
 }
 

@@ -115,7 +115,7 @@ impl HiraCache {
         let layer_cache = self.layer(layer)?;
         // What the heads miss in the caches then comes while rows are checked, and for all heads at a time.
         for head in layer_cache.heads() {
-            head.index().prefetch_end();
+            head.prefetch_end();
         }
         let tokens = layer_cache.check(keys, values)?;
         if self.config.budget.limit().is_some() {

@@ -126,6 +126,29 @@ impl HeadCache {
         })
     }
 
+    /// The rows of `positions`, if there are such and they are contiguous in both.
+    ///
+    /// # Complexity
+    ///
+    /// O(log segments).
+    pub fn run(&self, positions: Range<usize>) -> Option<KvRun<'_>> {
+        let len = positions.end.checked_sub(positions.start)?;
+        let values = self.values.contiguous(positions.clone())?;
+        let keys = self.index.contiguous(positions.clone())?;
+        (values.len() == len * self.values.dim()).then_some(KvRun {
+            start: positions.start,
+            len,
+            keys,
+            values,
+        })
+    }
+
+    /// Has the processor fetch what the next token is written to.
+    pub(crate) fn prefetch_end(&self) {
+        self.index.prefetch_end();
+        self.values.prefetch_end();
+    }
+
     /// Everything that [`HeadCache::append`] would refuse in `values`.
     pub(crate) fn check_values(&self, values: &[f32]) -> Result<(), ValueFault> {
         let precision = self.values.precision();

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use hira_kernels::{Precision, StoredSlice, StoredVec};
+use hira_kernels::{Precision, StoredSlice, StoredVec, prefetch};
 
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
 const RESERVE_ROWS: usize = 512;
@@ -81,6 +81,18 @@ impl ValueStore {
     /// Bytes of the rows, with what is reserved for the next ones.
     pub fn bytes(&self) -> usize {
         self.runs.iter().map(|run| run.bytes()).sum()
+    }
+
+    /// Has the processor fetch what the next row is written beside.
+    pub(crate) fn prefetch_end(&self) {
+        if let Some(run) = self.runs.last() {
+            let last = run.len().saturating_sub(1)..run.len();
+            match run.as_slice().slice(last) {
+                StoredSlice::F32(last) => prefetch(last),
+                StoredSlice::F16(last) => prefetch(last),
+                StoredSlice::Bf16(last) => prefetch(last),
+            }
+        }
     }
 
     /// Appends rows, rounded to the precision; the caller has checked them.

@@ -63,6 +63,14 @@ fn assert_holds(cache: &HiraCache, layer: usize, stamps: &[u64]) {
                 assert!(squares.sqrt() <= bound * 1.000_001, "{bound}");
             }
         }
+        for (start, end) in [(0, stamps.len()), (3, 9), (17, stamps.len())] {
+            if start < end {
+                // one run if the first is that long, and if there are as many
+                let first = head.runs(start..end).next();
+                let whole = first.filter(|run| end <= stamps.len() && run.len == end - start);
+                assert_eq!(head.run(start..end), whole, "{start}..{end}");
+            }
+        }
         let mut next = 5.min(stamps.len());
         for run in head.runs(5..stamps.len()) {
             assert_eq!(run.start, next);

@@ -1,5 +1,6 @@
 //! The index: sealed segments, an open one, and what moves keys from the second to the first.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hira_kernels::{Kernel, StoredSlice};
@@ -109,7 +110,8 @@ impl HierarchicalIndex {
 
     /// Has the processor fetch what the next key is written to, without waiting for it: a hint, for whoever appends to several indexes in turn.
     pub fn prefetch_end(&self) {
-        self.open.prefetch_end();
+        self.open.prefetch_end(&self.config);
+        self.reservoir.prefetch_end();
     }
 
     /// Appends the rows of `keys`, [rounded](hira_kernels::Precision::round) to [`IndexConfig::precision`], all or none.
@@ -152,8 +154,7 @@ impl HierarchicalIndex {
                 open.append_last(batch);
                 self.build();
             } else {
-                let segment_len = self.config.segment_len;
-                open.append(self.kernel, batch, segment_len, &mut self.widener);
+                open.append(self.kernel, batch, &self.config, &mut self.widener);
                 if due {
                     self.build_in_background(full);
                 }
@@ -240,6 +241,11 @@ impl HierarchicalIndex {
         }
         // Waiting has changed the segments.
         let first = self.first_to_build();
+        if self.open.lacks_sketch() {
+            let open = Arc::make_mut(&mut self.open);
+            open.complete_sketch(self.kernel, &self.config, &mut self.widener);
+            self.widener.shrink(self.config.dim);
+        }
         self.close_open();
         let task = self.task(self.sealed[first..].to_vec());
         self.pending.push(Pending::start(task));
@@ -320,12 +326,23 @@ impl HierarchicalIndex {
     ///
     /// O(log segments).
     pub fn key(&self, position: usize) -> Option<StoredSlice<'_>> {
+        self.contiguous(position..position.checked_add(1)?)
+    }
+
+    /// The keys at `positions`, row by row, as they are stored; `None` if they lie in several segments, or are not all stored.
+    ///
+    /// # Complexity
+    ///
+    /// O(log segments).
+    pub fn contiguous(&self, positions: Range<usize>) -> Option<StoredSlice<'_>> {
         let next = self
             .sealed
-            .partition_point(|segment| segment.start() + segment.len() <= position);
+            .partition_point(|segment| segment.start() + segment.len() <= positions.start);
         let segment = self.sealed.get(next).unwrap_or(&self.open);
-        let row = (position - segment.start()) * self.config.dim;
-        segment.keys().get(row..row + self.config.dim)
+        let dim = self.config.dim;
+        let first = positions.start - segment.start();
+        let end = positions.end.checked_sub(segment.start())?;
+        segment.keys().get(first * dim..end.checked_mul(dim)?)
     }
 
     /// Overwrites `out` with the sampled positions among the first `visible`: [`SampleConfig::size`](crate::SampleConfig::size)
@@ -417,8 +434,7 @@ impl HierarchicalIndex {
         let mut open = Segment::open(start, &self.config, centre);
         if let Some(cut) = cut {
             let kept = cut.keys().slice(0..(len - start) * self.config.dim);
-            let segment_len = self.config.segment_len;
-            open.append_stored(self.kernel, kept, segment_len, &mut self.widener);
+            open.append_stored(self.kernel, kept, &self.config, &mut self.widener);
             self.widener.shrink(self.config.dim);
         }
         self.open = Arc::new(open);

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use hira_kernels::prefetch;
+
 use crate::SampleConfig;
 use crate::memory::bytes;
 
@@ -79,6 +81,13 @@ impl Reservoir {
             }
         }
         self.len = len;
+    }
+
+    /// Has the processor fetch what the next position is written to, where that is known.
+    pub(crate) fn prefetch_end(&self) {
+        if self.slots.len() < self.size {
+            prefetch(&self.slots[self.slots.len().saturating_sub(1)..]);
+        }
     }
 
     /// Forgets the positions from `len` on, if there are more.

@@ -85,8 +85,15 @@ impl Segment {
         self.keys.as_slice()
     }
 
-    /// The quantised keys in slot order; `None` in an index of no levels.
+    /// The quantised keys in slot order; `None` in an index of no levels, and while the keys of an open segment wait to be quantised
+    /// (see [`IndexConfig::sketch_from`]).
     pub fn sketch(&self) -> Option<SketchView<'_>> {
+        let complete = |sketch: &&Sketch| sketch.len() == self.len();
+        self.sketch.as_ref().filter(complete).map(Sketch::view)
+    }
+
+    /// What is quantised of the keys: a prefix of them, if the segment is open.
+    pub(crate) fn partial_sketch(&self) -> Option<SketchView<'_>> {
         self.sketch.as_ref().map(Sketch::view)
     }
 
@@ -242,18 +249,17 @@ impl Segment {
         self.state = State::Closed;
     }
 
-    /// Appends checked rows, rounded, and sketches them. The segment stays open and will hold at most `limit` keys.
+    /// Appends checked rows, rounded, and sketches what is due. The segment stays open and will hold at most `segment_len` keys.
     pub(crate) fn append(
         &mut self,
         kernel: Kernel,
         keys: &[f32],
-        limit: usize,
+        config: &IndexConfig,
         widener: &mut Widener,
     ) {
-        let first = self.keys.len();
-        self.reserve(keys.len(), limit);
+        self.reserve(keys.len(), config.segment_len);
         self.keys.extend_rounded(keys);
-        self.sketch_from(first, kernel, limit, widener);
+        self.sketch_due(kernel, config, widener);
     }
 
     /// The same for rows that another segment stores: they are copied.
@@ -261,13 +267,12 @@ impl Segment {
         &mut self,
         kernel: Kernel,
         keys: StoredSlice<'_>,
-        limit: usize,
+        config: &IndexConfig,
         widener: &mut Widener,
     ) {
-        let first = self.keys.len();
-        self.reserve(keys.len(), limit);
+        self.reserve(keys.len(), config.segment_len);
         self.keys.extend(keys);
-        self.sketch_from(first, kernel, limit, widener);
+        self.sketch_due(kernel, config, widener);
     }
 
     /// Appends rows, rounded, of a segment that is built at once, which sketches them.
@@ -285,27 +290,60 @@ impl Segment {
     }
 
     /// Has the processor fetch what the next key is written to.
-    pub(crate) fn prefetch_end(&self) {
-        prefetch(&self.centre);
-        if let Some(sketch) = &self.sketch {
+    pub(crate) fn prefetch_end(&self, config: &IndexConfig) {
+        if let Some(sketch) = &self.sketch
+            && config.sketched_of(self.start, self.len() + 1) > sketch.len()
+        {
+            prefetch(&self.centre);
             sketch.prefetch_end();
         }
     }
 
-    /// Sketches the rows from value `first` on, which were just appended.
-    fn sketch_from(&mut self, first: usize, kernel: Kernel, limit: usize, widener: &mut Widener) {
-        let added = self.keys.as_slice().slice(first..self.keys.len());
-        let centres = first == 0 && added.len() / self.dim >= TILE;
-        if self.sketch.is_none() && !centres {
+    /// Whether keys wait to be sketched.
+    pub(crate) fn lacks_sketch(&self) -> bool {
+        let sketch = self.sketch.as_ref();
+        sketch.is_some_and(|sketch| sketch.len() < self.len())
+    }
+
+    /// Sketches the keys that [`IndexConfig::sketched_of`] wants sketched and that are not.
+    fn sketch_due(&mut self, kernel: Kernel, config: &IndexConfig, widener: &mut Widener) {
+        let due = config.sketched_of(self.start, self.len());
+        self.sketch_to(due, kernel, config, widener);
+    }
+
+    /// Sketches all keys: the segment is about to be closed, and is searched as it is until it is built.
+    pub(crate) fn complete_sketch(
+        &mut self,
+        kernel: Kernel,
+        config: &IndexConfig,
+        widener: &mut Widener,
+    ) {
+        self.sketch_to(self.len(), kernel, config, widener);
+    }
+
+    /// Sketches the keys before `end` that are not sketched yet. The first of them decide about the centre: it is the mean of
+    /// what the segment holds, if that is a tile at least.
+    fn sketch_to(
+        &mut self,
+        end: usize,
+        kernel: Kernel,
+        config: &IndexConfig,
+        widener: &mut Widener,
+    ) {
+        let Some(sketch) = &mut self.sketch else {
+            return;
+        };
+        let (done, len) = (sketch.len(), self.keys.len() / self.dim);
+        if done >= end {
             return;
         }
-        let added = widener.widen(added);
-        if centres {
-            self.centre = rows::mean_of(kernel, added, self.dim);
+        if done == 0 && len >= TILE {
+            let all = widener.widen(self.keys.as_slice());
+            self.centre = rows::mean_of(kernel, all, self.dim);
         }
-        if let Some(sketch) = &mut self.sketch {
-            sketch.append(kernel, added, &self.centre, limit);
-        }
+        let values = done * self.dim..end * self.dim;
+        let due = widener.widen(self.keys.as_slice().slice(values));
+        sketch.append(kernel, due, &self.centre, config.segment_len);
     }
 
     /// Completes the segment: clusters its keys, orders the slots by cluster and sketches them about their mean.
@@ -377,7 +415,9 @@ impl Segment {
     /// Keeps the first `len` keys of an open segment.
     pub(crate) fn truncate(&mut self, kernel: Kernel, len: usize) {
         self.keys.truncate(len * self.dim);
-        if let Some(sketch) = &mut self.sketch {
+        if let Some(sketch) = &mut self.sketch
+            && sketch.len() > len
+        {
             // The last tile is written again: its norm and its unused slots must not remember dropped keys.
             let kept = sketch.truncate_to_tile(len);
             let last = self.keys.as_slice().slice(kept * self.dim..len * self.dim);
@@ -385,14 +425,13 @@ impl Segment {
         }
     }
 
-    /// What the sketch has to be, made anew from the keys.
-    pub(crate) fn sketch_again(&self, kernel: Kernel) -> Sketch {
-        sketch_in_order(
-            kernel,
-            &self.wide_keys(),
-            &self.centre,
-            self.order.as_deref(),
-        )
+    /// What the sketch of the first `len` slots has to be, made anew from the keys.
+    pub(crate) fn sketch_again(&self, kernel: Kernel, len: usize) -> Sketch {
+        let keys = self.wide_keys();
+        match self.order.as_deref() {
+            None => sketch_in_order(kernel, &keys[..len * self.dim], &self.centre, None),
+            Some(order) => sketch_in_order(kernel, &keys, &self.centre, Some(&order[..len])),
+        }
     }
 
     /// What the product codes have to be, made anew from the keys and the same codebooks.
@@ -484,12 +523,7 @@ mod tests {
             .map(|i| scale * (i as f32 * 0.77).sin())
             .collect();
         let mut segment = Segment::open(0, &config, vec![0.0; 3]);
-        segment.append(
-            Kernel::best(),
-            &keys,
-            config.segment_len,
-            &mut Widener::default(),
-        );
+        segment.append(Kernel::best(), &keys, &config, &mut Widener::default());
         segment.seal(Kernel::best(), &config, &KMeansBuilder::default());
         (segment, config)
     }
@@ -546,7 +580,7 @@ mod tests {
         let moved = |by: f32| {
             found(|segment| {
                 segment.keys = self::moved(segment, |_| by);
-                segment.sketch = Some(segment.sketch_again(Kernel::best()));
+                segment.sketch = Some(segment.sketch_again(Kernel::best(), 40));
                 segment.product = segment.product_again(Kernel::best());
             })
         };

@@ -32,6 +32,11 @@ impl Sketch {
         }
     }
 
+    /// Number of keys that are quantised.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Makes room for exactly `len` keys in all.
     pub(crate) fn reserve(&mut self, len: usize) {
         let tiles = len.div_ceil(TILE);

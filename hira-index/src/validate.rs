@@ -115,9 +115,20 @@ impl Segment {
             )?;
         }
         claim(
-            self.sketch().is_some() == (config.num_levels > 0),
+            self.partial_sketch().is_some() == (config.num_levels > 0),
             "it has a sketch unless there are no levels",
         )?;
+        if let Some(sketch) = self.partial_sketch() {
+            let due = if self.is_sealed() {
+                self.len()
+            } else {
+                config.sketched_of(self.start(), self.len())
+            };
+            claim(
+                (due..=self.len()).contains(&sketch.len),
+                "as many keys are sketched as should be",
+            )?;
+        }
         self.validate_sketch(kernel)?;
         let built = self.is_sealed() && !self.is_building();
         let product = config.product_of(self.len()).filter(|_| built);
@@ -136,20 +147,17 @@ impl Segment {
     }
 
     fn validate_sketch(&self, kernel: Kernel) -> Result<(), &'static str> {
-        let Some(sketch) = self.sketch() else {
+        let Some(sketch) = self.partial_sketch() else {
             return Ok(());
         };
         let dim = self.centre().len();
-        let tiles = self.len().div_ceil(TILE);
-        claim(
-            sketch.dim == dim && sketch.len == self.len(),
-            "the sketch has the size of the keys",
-        )?;
+        let tiles = sketch.len.div_ceil(TILE);
+        claim(sketch.dim == dim, "the sketch has the size of the keys")?;
         claim(
             sketch.lines.len() == tiles * tile_lines(dim),
             "the sketch has the lines of its tiles",
         )?;
-        let again = self.sketch_again(kernel);
+        let again = self.sketch_again(kernel, sketch.len);
         claim(
             sketch.lines == again.view().lines,
             "the sketch is what its keys give",
@@ -173,7 +181,7 @@ impl Segment {
         let (mut lower, mut upper) = (vec![0.0; 2 * slots], vec![0.0; 2 * slots]);
         kernel.intervals_into(sketch, 0..tiles, &group, &offsets, &mut lower, &mut upper);
         for (g, query) in queries.chunks_exact(dim).enumerate() {
-            for slot in 0..self.len() {
+            for slot in 0..sketch.len {
                 let score = kernel.score(query, self.slot_key(slot as u32));
                 let i = g * slots + slot;
                 claim(

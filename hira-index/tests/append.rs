@@ -173,6 +173,74 @@ fn thousands_of_keys_one_by_one() {
     );
 }
 
+/// Keys wait for their sketch until the index holds enough of them; what is then sketched is complete, and stays so.
+#[test]
+fn an_open_segment_is_sketched_once_it_pays() {
+    let dim = 24;
+    for precision in Precision::ALL {
+        for step in [1, 3, 16, 50, 170] {
+            let config = IndexConfig::new(dim)
+                .with_segment_len(512)
+                .with_precision(precision)
+                .with_sketch_from(200);
+            let mut index = HierarchicalIndex::new(config).unwrap();
+            let batch = keys(Kind::Offset, 400, dim, 3);
+            for (i, rows) in batch.chunks(step * dim).enumerate() {
+                index.append(rows).unwrap();
+                index.validate().unwrap();
+                let len = index.len();
+                assert_eq!(len, 400.min((i + 1) * step));
+                let sketched = index.segment(0).unwrap().sketch();
+                if len >= 200 {
+                    assert_eq!(sketched.unwrap().len, len);
+                } else {
+                    assert!(sketched.is_none(), "{len}");
+                }
+            }
+            // Sketched late about the mean, or about that of the first part: near to it, where zero is far away.
+            let segment = index.segment(0).unwrap();
+            let centre: f32 = segment.centre().iter().map(|x| x * x).sum();
+            assert!(centre > 1.0, "{centre}");
+            // Below the limit nothing has to be there, and what is there holds; beyond it everything is again.
+            for (kept, more) in [(190, 5), (101, 40), (37, 200), (0, 300)] {
+                index.truncate(kept);
+                index.validate().unwrap();
+                index.append(&batch[..more * dim]).unwrap();
+                index.validate().unwrap();
+                let sketched = index.segment(0).unwrap().sketch().is_some();
+                assert!(sketched || kept + more < 200);
+            }
+        }
+    }
+}
+
+/// A later open segment of an index that is still short waits, too; sealed ones never do, built here or on another thread.
+#[test]
+fn sealed_segments_are_sketched_however_short_the_index() {
+    for background in [false, true] {
+        let config = small_config(5)
+            .with_background(background)
+            .with_sketch_from(1000);
+        let mut index = HierarchicalIndex::new(config).unwrap();
+        let batch = keys(Kind::Offset, 70, 5, 4);
+        for row in batch.chunks(5) {
+            index.append(row).unwrap();
+            index.validate().unwrap();
+        }
+        let fork = index.clone();
+        for segment in index.segments() {
+            assert_eq!(segment.sketch().is_some(), segment.is_sealed());
+        }
+        index.seal();
+        index.validate().unwrap();
+        assert!(index.segments().all(|segment| segment.sketch().is_some()));
+        fork.validate().unwrap();
+        index.truncate(61);
+        index.validate().unwrap();
+        assert!(index.segment(0).unwrap().sketch().is_none());
+    }
+}
+
 #[test]
 fn every_kernel_stores_the_same_bits() {
     for kind in KINDS {

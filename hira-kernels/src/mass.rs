@@ -16,8 +16,11 @@ const WEIGHT_DOWN: f32 = 0.999_75;
 const SUM_UP: f64 = 1.000_005;
 const SUM_DOWN: f64 = 0.999_995;
 
-/// Halvings of [`MassBounds::highest`]: enough for a range of `2^40` steps.
-const MAX_HALVINGS: usize = 40;
+/// Thresholds that [`MassBounds::highest`] tries at most: every third of them halves the range.
+const MAX_TRIALS: usize = 90;
+
+/// Logarithms of an excess are cut to this: no line is drawn through infinities.
+const EXTREME: f64 = 40.0;
 
 /// Keys with proven bounds of their scores, and of their softmax weights; memory that is reused.
 ///
@@ -37,8 +40,8 @@ const MAX_HALVINGS: usize = 40;
 /// assert!(split.dropped >= (-4.0f64).exp() && split.dropped < 1.001 * (-4.0f64).exp());
 /// assert!(split.kept <= 1.0 + (-1.0f64).exp());
 /// // The highest threshold that keeps nine tenths of the mass is the second score.
-/// let tau = keys.highest(Kernel::best(), f32::NEG_INFINITY, 1e-3, |split| split.dropped <= split.kept / 9.0);
-/// assert!(tau.is_some_and(|tau| tau > 2.99 && tau <= 3.0));
+/// let cut = keys.highest(Kernel::best(), f32::NEG_INFINITY, 1e-3, |split| 9.0 * split.dropped / split.kept);
+/// assert!(cut.tau.is_some_and(|tau| tau > 2.99 && tau <= 3.0));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct MassBounds {
@@ -57,6 +60,15 @@ pub struct MassSplit {
     pub dropped: f64,
     /// At most the weight of all keys whose score reaches it.
     pub kept: f64,
+}
+
+/// A threshold that was looked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MassCut {
+    /// The threshold, or none if the lowest one drops too much.
+    pub tau: Option<f32>,
+    /// The excess at the lowest one; NaN if there is no key.
+    pub first: f64,
 }
 
 impl MassBounds {
@@ -158,50 +170,73 @@ impl MassBounds {
         }
     }
 
-    /// The highest threshold from `from` up to the largest upper bound whose split is `enough`, to within `step` (in logits); none if that
-    /// of the lowest is not.
+    /// The highest threshold from `from` up to the largest upper bound at which `excess` is at most 1, to within `step` (in logits).
     ///
-    /// `enough` must hold for every lower threshold where it holds for one: `dropped` grows with the threshold and `kept` falls. The
-    /// threshold returned is one whose split was seen to be enough.
+    /// `excess` is what is dropped over what may be, and grows with the threshold. The threshold that is returned is one at which it was
+    /// seen to be at most 1; there is none if it is more at the lowest.
+    ///
+    /// # Complexity
+    ///
+    /// A few splits, since the logarithm of the excess is nearly straight: steps along its slope until a threshold drops too much, then the
+    /// line between the ends of what is left (regula falsi), kept away from both.
     pub fn highest(
         &self,
         kernel: Kernel,
         from: f32,
         step: f32,
-        enough: impl Fn(MassSplit) -> bool,
-    ) -> Option<f32> {
+        excess: impl Fn(MassSplit) -> f64,
+    ) -> MassCut {
         // Nothing is dropped from the least lower bound downwards, so that is where to start from.
         let least = self.lower.iter().copied().fold(f32::INFINITY, f32::min);
-        let passes = |tau: f32| enough(self.split(kernel, tau));
+        let at = |tau: f32| excess(self.split(kernel, tau));
+        if self.is_empty() {
+            return MassCut {
+                tau: None,
+                first: f64::NAN,
+            };
+        }
         let (mut low, mut high) = (from.max(least), self.largest());
-        if self.is_empty() || !passes(low) {
-            return None;
+        let first = at(low);
+        let cut = |tau| MassCut { tau, first };
+        if first.is_nan() || first > 1.0 {
+            return cut(None);
         }
-        if passes(high) {
-            return Some(high);
-        }
-        let step = step / self.scale;
-        // A hundred logits below the largest there is no weight to speak of.
-        let near = high - 100.0 / self.scale;
-        if near > low {
-            if passes(near) {
-                low = near;
-            } else {
-                high = near;
-            }
-        }
-        for _ in 0..MAX_HALVINGS {
-            let middle = low + (high - low) * 0.5;
-            if high - low <= step || middle <= low || middle >= high {
+        // Logarithms of the excess, within what a line can use; none at the upper end until a threshold drops too much.
+        let log = |excess: f64| excess.ln().clamp(-EXTREME, EXTREME) as f32;
+        let (mut below, mut above): (f32, Option<f32>) = (log(first), None);
+        // Logits of the excess a score: at first as if all that is dropped weighed as much as a key at the threshold.
+        let mut slope = self.scale;
+        let mut step = step / self.scale;
+        for trial in 0..MAX_TRIALS {
+            let width = high - low;
+            if width <= step && above.is_some() {
                 break;
             }
-            if passes(middle) {
-                low = middle;
+            let middle = match above {
+                // Every third trial halves, so that no shape of the excess makes this long.
+                Some(_) if trial % 3 == 2 => low + width * 0.5,
+                Some(above) => low + width * (-below / (above - below)).clamp(0.02, 0.98),
+                None => {
+                    let further = (low + step.max(-below / slope)).min(high);
+                    step *= 1.5;
+                    further
+                }
+            };
+            if middle <= low || above.is_some() && middle >= high {
+                break;
+            }
+            let there = at(middle);
+            if there <= 1.0 {
+                slope = ((log(there) - below) / (middle - low)).max(0.25 * self.scale);
+                (low, below) = (middle, log(there));
+                if low == high {
+                    break;
+                }
             } else {
-                high = middle;
+                (high, above) = (middle, Some(log(there)));
             }
         }
-        Some(low)
+        cut(Some(low))
     }
 }
 
@@ -335,17 +370,19 @@ mod tests {
         keys.push_scores(&scores);
         keys.weigh(kernel, 0.25, keys.largest());
         for ratio in [1e-6, 0.01, 0.5, 1.0, 10.0] {
-            let enough = |split: MassSplit| split.dropped <= ratio * split.kept;
-            let tau = keys.highest(kernel, f32::NEG_INFINITY, 0.01, enough);
+            let excess = |split: MassSplit| split.dropped / (ratio * split.kept);
+            let MassCut { tau, first } = keys.highest(kernel, f32::NEG_INFINITY, 0.01, excess);
             let tau = tau.expect("nothing is dropped at the least score");
-            assert!(enough(keys.split(kernel, tau)));
-            assert!(!enough(keys.split(kernel, tau + 0.05)), "{ratio} {tau}");
+            assert_eq!(first, 0.0);
+            assert!(excess(keys.split(kernel, tau)) <= 1.0);
+            assert!(
+                excess(keys.split(kernel, tau + 0.05)) > 1.0,
+                "{ratio} {tau}"
+            );
         }
-        let never = keys.highest(kernel, 0.0, 0.01, |split| split.dropped == 0.0);
-        assert_eq!(never, None);
-        assert_eq!(
-            MassBounds::default().highest(kernel, 0.0, 0.01, |_| true),
-            None
-        );
+        let never = keys.highest(kernel, 0.0, 0.01, |split| split.dropped * 1e9);
+        assert!(never.tau.is_none() && never.first > 1.0);
+        let nothing = MassBounds::default().highest(kernel, 0.0, 0.01, |_| 0.0);
+        assert_eq!(nothing.tau, None);
     }
 }

@@ -79,6 +79,12 @@ impl SoftmaxState {
         if other.is_empty() {
             return;
         }
+        if self.is_empty() {
+            // what the sums below come to, without their exponentials: one merge in two of a short dense step
+            (self.max, self.sum) = (other.max, other.sum);
+            self.acc.copy_from_slice(&other.acc);
+            return;
+        }
         let max = self.max.max(other.max);
         let (ours, theirs) = (exp(self.max - max), exp(other.max - max));
         self.max = max;

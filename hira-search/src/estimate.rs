@@ -1,6 +1,6 @@
 //! A first threshold for top-k queries and for those by mass, guessed from a sample of tiles.
 
-use hira_kernels::{MassBounds, TILE};
+use hira_kernels::{MassBounds, TILE, prefetch, tile_lines};
 
 use crate::group::Group;
 use crate::mass;
@@ -14,6 +14,8 @@ const MIN_KEYS: usize = 2048;
 const MIN_SAMPLE: usize = 512;
 const MAX_SAMPLE: usize = 4096;
 const SHARE: usize = 64;
+/// Sampled tiles that are fetched ahead.
+const AHEAD: usize = 3;
 
 /// Buffers of [`estimate`].
 #[derive(Debug, Default)]
@@ -40,11 +42,12 @@ impl Sample {
     /// two standard deviations, `2 sqrt(x)`, but neighbours in a tile are alike: on captured keys at top-256 that guess was too
     /// high for 1 to 13 % of the queries, and this one for less than 1 %, with 100 candidates more.
     ///
-    /// A query by mass gets what [`mass::guess`] makes of both bounds, and of the scores of the keys that it `kept` in the last step.
+    /// A query by mass gets what [`mass::guess`] makes of both bounds, of the scores of the keys that it `kept` in the last step, and of a
+    /// margin that the last guesses left.
     pub(crate) fn estimate<'k>(
         &mut self,
         scan: &Scan<'_>,
-        kept: impl Fn(usize) -> &'k [f32],
+        kept: impl Fn(usize) -> (&'k [f32], f64),
         taus: &mut [f32],
     ) {
         let Group {
@@ -75,7 +78,15 @@ impl Sample {
             // The empty lanes of a last tile must not be counted.
             let tiles = segment.slots() / TILE;
             let mut tile = skip;
+            // No hardware sees the next one coming.
+            prefetch_tiles(&segment, (tile..tiles).step_by(stride).take(AHEAD));
             while tile < tiles {
+                prefetch_tiles(
+                    &segment,
+                    Some(tile + AHEAD * stride)
+                        .into_iter()
+                        .filter(|&t| t < tiles),
+                );
                 self.add_tile(scan, &segment, i, tile);
                 tile += stride;
             }
@@ -123,7 +134,11 @@ impl Sample {
             .chunks_exact(TILE)
             .zip(self.upper.chunks_exact(TILE));
         for (bounds, (lower, upper)) in self.bounds.iter_mut().zip(both) {
-            for lane in (0..TILE).filter(|lane| !mixed || visible.sees(tile * TILE + lane)) {
+            if !mixed {
+                bounds.push_bounds(lower, upper);
+                continue;
+            }
+            for lane in (0..TILE).filter(|lane| visible.sees(tile * TILE + lane)) {
                 bounds.push_bounds(&lower[lane..=lane], &upper[lane..=lane]);
             }
         }
@@ -134,6 +149,16 @@ impl Sample {
             } else {
                 values.extend_from_slice(lower);
             }
+        }
+    }
+}
+
+/// Has the tiles' lines fetched.
+fn prefetch_tiles(visible: &Visible<'_>, tiles: impl Iterator<Item = usize>) {
+    if let Some(sketch) = visible.sketch() {
+        let lines = tile_lines(sketch.dim);
+        for tile in tiles {
+            prefetch(&sketch.lines[tile * lines..][..lines]);
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::plan::{Plan, PlanEstimate, Reason, Shape, Work, estimates};
 use crate::scratch::Scratch;
 use crate::searcher::HalfspaceSearcher;
 use crate::selection::{FirstThreshold, SearchStats, Selection};
+use crate::visible::has_sketch;
 
 impl HalfspaceSearcher {
     /// [`search_group_with`](Self::search_group_with), and an account of it.
@@ -51,7 +52,7 @@ impl HalfspaceSearcher {
         };
         let shape = Shape::of(&group);
         let mut estimates: Vec<PlanEstimate> = estimates(&shape, &before).collect();
-        if index.num_levels() == 0 {
+        if !has_sketch(index, visible) {
             estimates.retain(|estimate| estimate.plan == Plan::Dense);
         }
         Ok(Explanation {

@@ -26,15 +26,13 @@ use crate::group::Group;
 use crate::scan::Part;
 use crate::tail;
 
-/// How finely thresholds are looked for, in logits: bounds of keys are tens of times wider than the first.
-const BOUNDS_STEP: f32 = 1.0 / 64.0;
+/// How finely thresholds are looked for, in logits. A guess is off by more, and one of scores decides how many keys are kept.
+const GUESS_STEP: f32 = 1.0 / 8.0;
+const BOUNDS_STEP: f32 = 1.0 / 32.0;
 const SCORES_STEP: f32 = 1.0 / 1024.0;
 
 /// Part of the allowed mass that is left to the caller: its own exponentials, and the difference between two upper bounds of one sum.
 const ALLOWANCE: f64 = 1.0 / 512.0;
-
-/// A guess makes the sampled tail larger by this, so that few of them turn out too high.
-const GUESS_MARGIN: f64 = 1.25;
 
 /// Guesses before every key becomes a candidate.
 const MAX_ATTEMPTS: u32 = 3;
@@ -51,6 +49,8 @@ pub(crate) struct MassRescoring {
     keys: MassBounds,
     /// Thresholds that were tried for this search.
     attempts: u32,
+    /// What was dropped at the first of them over what may be, if it was a guess.
+    guessed: Option<f64>,
 }
 
 impl MassRescoring {
@@ -60,7 +60,12 @@ impl MassRescoring {
 
     /// Starts a new search.
     pub(crate) fn begin(&mut self) {
-        self.attempts = 0;
+        (self.attempts, self.guessed) = (0, None);
+    }
+
+    /// What was dropped at the guessed threshold over what may be: more than 1 if it was too high.
+    pub(crate) fn guessed(&self) -> Option<f64> {
+        self.guessed
     }
 
     /// The highest threshold that the candidates' bounds certify, or else a lower one to scan from.
@@ -91,17 +96,20 @@ impl MassRescoring {
         self.keys.weigh(kernel, scale, reference);
         // Without a threshold there is no tail, and the least lower bound is enough: such a scan is the last one.
         let tail = tail::rescale(tail, scale, tau, reference);
-        let enough = |split: MassSplit| fits(split, tail, ratio);
-        if let Some(tau) = self.keys.highest(kernel, tau, BOUNDS_STEP, enough) {
+        let cut = self
+            .keys
+            .highest(kernel, tau, BOUNDS_STEP, |split| excess(split, tail, ratio));
+        if self.attempts == 1 && tau > f32::NEG_INFINITY {
+            self.guessed = Some(cut.first);
+        }
+        if let Some(tau) = cut.tau {
             return Ok(tau);
         }
         if self.attempts >= MAX_ATTEMPTS {
             return Err(f32::NEG_INFINITY);
         }
         // A tail falls more slowly than its largest weight: twice the distance that would be needed if it fell as fast.
-        let split = self.keys.split(kernel, tau);
-        let excess = (split.dropped + tail) / (ratio * split.kept);
-        let lower = f64::from(tau) - (2.0 * excess.ln() + 0.5) / f64::from(scale);
+        let lower = f64::from(tau) - (2.0 * cut.first.ln() + 0.5) / f64::from(scale);
         let finite = lower.is_finite() && lower > f64::from(f32::MIN);
         Err(if finite {
             lower as f32
@@ -125,8 +133,8 @@ impl MassRescoring {
         let reference = self.keys.largest();
         self.keys.weigh(kernel, scale, reference);
         let tail = unscored(reference);
-        let enough = |split: MassSplit| fits(split, tail, ratio);
-        let tau = self.keys.highest(kernel, floor, SCORES_STEP, enough);
+        let excess = |split| excess(split, tail, ratio);
+        let tau = self.keys.highest(kernel, floor, SCORES_STEP, excess).tau;
         // Where `floor` itself is refused, by the last bits of sums that were enough with bounds: everything that reaches it.
         let tau = tau.unwrap_or(floor);
         let reached = scores.iter().copied().filter(|&score| score >= tau);
@@ -134,21 +142,30 @@ impl MassRescoring {
     }
 }
 
-fn fits(split: MassSplit, tail: f64, ratio: f64) -> bool {
+/// What is dropped over what may be, rounded outward; 0 where nothing is dropped, whatever is kept, and infinite where nothing is kept.
+fn excess(split: MassSplit, tail: f64, ratio: f64) -> f64 {
     let dropped = split.dropped + tail;
-    dropped == 0.0 || dropped.next_up() <= ratio * split.kept
+    if dropped == 0.0 {
+        return 0.0;
+    }
+    let allowed = (ratio * split.kept).next_down();
+    if allowed > 0.0 {
+        (dropped.next_up() / allowed).next_up()
+    } else {
+        f64::INFINITY
+    }
 }
 
 /// A threshold to scan from, for a query with these bounds of every `stride`-th tile or so.
 ///
 /// `sampled` bounds stand for `share` keys each. `kept` are scores of keys known to be among the best, if there are any: their weight is nearly
-/// that of all keys. `-inf` where the sample does not say.
+/// that of all keys. The sampled tail is taken `margin` times. `-inf` where the sample does not say.
 pub(crate) fn guess(
     keys: &mut MassBounds,
     kernel: Kernel,
     scale: f32,
     share: f64,
-    kept: &[f32],
+    (kept, margin): (&[f32], f64),
     ratio: f64,
 ) -> f32 {
     let best = kept.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -161,14 +178,14 @@ pub(crate) fn guess(
         .iter()
         .map(|&score| tail::weight(scale, score, reference))
         .sum();
-    let enough = |split: MassSplit| {
+    let excess = |split: MassSplit| {
         let kept = if kept.is_empty() {
             share * split.kept
         } else {
             known
         };
-        GUESS_MARGIN * share * split.dropped <= ratio * kept
+        margin * share * split.dropped / (ratio * kept)
     };
-    let tau = keys.highest(kernel, f32::NEG_INFINITY, 4.0 * BOUNDS_STEP, enough);
-    tau.unwrap_or(f32::NEG_INFINITY)
+    let cut = keys.highest(kernel, f32::NEG_INFINITY, GUESS_STEP, excess);
+    cut.tau.unwrap_or(f32::NEG_INFINITY)
 }

@@ -166,7 +166,7 @@ pub enum Reason {
     Forced,
     /// The configuration asks for a plan that needs what the index does not have.
     Replaced,
-    /// The index holds exact keys only.
+    /// The index holds exact keys only, or so few that they are not sketched yet.
     NoSketch,
     /// The rule selects every visible key, so no bound can help.
     SelectsAll,
@@ -181,7 +181,7 @@ impl fmt::Display for Reason {
         f.pad(match self {
             Self::Forced => "asked for by the configuration",
             Self::Replaced => "the plan asked for needs what this index does not have",
-            Self::NoSketch => "the index holds exact keys only",
+            Self::NoSketch => "the keys have no sketch",
             Self::SelectsAll => "every visible key is selected",
             Self::Cheapest => "the cheapest estimate",
             Self::Probe => "not measured lately, tried once",

@@ -165,6 +165,9 @@ impl Scratch {
                 }
                 Target::Mass { .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
+                    if let Some(excess) = rescoring.settling.mass.guessed() {
+                        self.history.note_mass(g, excess);
+                    }
                     let selected = &out.positions;
                     self.history.remember(g, selected.len(), selected, selected);
                 }
@@ -230,7 +233,8 @@ impl Scratch {
         if group.is_by_mass() {
             self.warm.score(group, &self.history, team);
         }
-        let kept = |g| self.warm.scores(g);
+        let (warm, history) = (&self.warm, &self.history);
+        let kept = |g| (warm.scores(g), history.mass_margin(g));
         self.sample.estimate(&scan, kept, &mut self.taus);
         note_raised(&self.taus, &mut self.firsts, FirstThreshold::Sample);
     }

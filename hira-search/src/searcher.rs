@@ -12,6 +12,7 @@ use crate::plan::{Decision, Plan, PlanChoice, Reason, Shape};
 use crate::scratch::Scratch;
 use crate::selection::Selection;
 use crate::settle::Target;
+use crate::visible::has_sketch;
 use crate::workers::call_with_rayon;
 
 /// Below this many visible keys a search stays on its thread: it takes less time than to wake another one.
@@ -263,7 +264,7 @@ impl HalfspaceSearcher {
         // One query that selects every key has every row read, so the others are scored on the way.
         let everything = |target: &Target| target.is_everything(group.visible);
         let dense = |reason| Decision::new(Plan::Dense, 0, reason);
-        if group.index.num_levels() == 0 {
+        if !has_sketch(group.index, group.visible) {
             return dense(Reason::NoSketch);
         }
         if group.targets.iter().any(everything) {

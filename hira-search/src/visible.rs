@@ -10,6 +10,13 @@ pub(crate) struct Visible<'a> {
     pub(crate) len: usize,
 }
 
+/// Whether every segment with a visible key is sketched: not in an index of no levels, nor while keys wait for their sketch
+/// ([`IndexConfig::sketch_from`](hira_index::IndexConfig::sketch_from)).
+pub(crate) fn has_sketch(index: &HierarchicalIndex, visible: usize) -> bool {
+    let mut segments = Visible::segments(index, visible);
+    index.num_levels() > 0 && segments.all(|visible| visible.segment.sketch().is_some())
+}
+
 impl<'a> Visible<'a> {
     /// The segments that hold positions below `visible`, in order: a prefix of the index's segments.
     pub(crate) fn segments(

@@ -3,10 +3,14 @@
 use core::arch::x86_64::*;
 
 use super::softmax::store;
-use crate::TILE;
 use crate::lanes::ROUND;
 use crate::query::{FLUSH_LINES, QueryConstants};
 use crate::scan::{BLOCK_TILES, EXP2_UP, MAX_SHARED, MIN_EXPONENT, Queries, Sink, Tiles};
+use crate::tail::{Cuts, PIECES, Pieces};
+use crate::{Line, TILE};
+
+/// Lines whose products are written out one after the other: a loop of one line has as many other instructions as products.
+const UNROLLED: usize = 4;
 
 /// The part of a query group that one pass serves.
 #[derive(Clone, Copy)]
@@ -55,59 +59,78 @@ unsafe fn products<const G: usize, const U: usize>(
     let lines = &tiles.lines()[tile * tiles.stride()..][..tiles.stride()];
     let count = group.lines;
     assert!(count < lines.len());
-    // SAFETY: the caller vouches for the target features. `j + u < count < lines.len()`, so line `j + u` is one of the
-    // tile's (64 bytes, aligned to 64), and word `j + u` one of the `count` words behind each pointer.
+    // SAFETY: the caller vouches for the target features, and `count < lines.len()`.
     unsafe {
-        let mut products = [_mm512_setzero_ps(); G];
-        for (flush, from) in (0..count).step_by(FLUSH_LINES).enumerate() {
-            let to = count.min(from + FLUSH_LINES);
-            let mut hi = [[_mm512_setzero_si512(); U]; G];
-            let mut lo = [[_mm512_setzero_si512(); U]; G];
+        let sums = flush::<G, U>(lines, 0, count.min(FLUSH_LINES), group);
+        let mut products = sums.map(|sum| _mm512_cvtepi32_ps(sum));
+        let mut from = FLUSH_LINES;
+        while from < count {
+            let sums = flush::<G, U>(lines, from, count.min(from + FLUSH_LINES), group);
             for g in 0..G {
-                let [bias_hi, bias_lo] = group.biases[g][flush];
-                hi[g][0] = _mm512_set1_epi32(bias_hi);
-                lo[g][0] = _mm512_set1_epi32(bias_lo);
+                products[g] = _mm512_add_ps(products[g], _mm512_cvtepi32_ps(sums[g]));
             }
-            let mut j = from;
-            while j + U <= to {
-                for u in 0..U {
-                    let codes = _mm512_load_si512(lines.as_ptr().add(j + u).cast());
-                    for g in 0..G {
-                        let [word_hi, word_lo] = *group.words[g].add(j + u);
-                        hi[g][u] = _mm512_dpbusd_epi32(hi[g][u], codes, _mm512_set1_epi32(word_hi));
-                        lo[g][u] = _mm512_dpbusd_epi32(lo[g][u], codes, _mm512_set1_epi32(word_lo));
-                    }
-                }
-                j += U;
-            }
-            while j < to {
-                let codes = _mm512_load_si512(lines.as_ptr().add(j).cast());
-                for g in 0..G {
-                    let [word_hi, word_lo] = *group.words[g].add(j);
-                    hi[g][0] = _mm512_dpbusd_epi32(hi[g][0], codes, _mm512_set1_epi32(word_hi));
-                    lo[g][0] = _mm512_dpbusd_epi32(lo[g][0], codes, _mm512_set1_epi32(word_lo));
-                }
-                j += 1;
-            }
-            for g in 0..G {
-                for u in 1..U {
-                    hi[g][0] = _mm512_add_epi32(hi[g][0], hi[g][u]);
-                    lo[g][0] = _mm512_add_epi32(lo[g][0], lo[g][u]);
-                }
-                // 128 hi + lo fits (see FLUSH): one exact integer sum, one rounding.
-                let sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(hi[g][0]), lo[g][0]);
-                let sum = _mm512_cvtepi32_ps(sum);
-                products[g] = if flush == 0 {
-                    sum
-                } else {
-                    _mm512_add_ps(products[g], sum)
-                };
-            }
+            from += FLUSH_LINES;
         }
         for g in 0..G {
             products[g] = _mm512_mul_ps(_mm512_set1_ps(group.constants[g].scale), products[g]);
         }
         products
+    }
+}
+
+/// The integer products of the lines `from..to`, where a flush begins and ends.
+///
+/// # Safety
+///
+/// The machine has the target features of this module's other functions; `to` is at most the words of a query and the number of
+/// `lines`.
+#[inline(always)]
+unsafe fn flush<const G: usize, const U: usize>(
+    lines: &[Line],
+    from: usize,
+    to: usize,
+    group: &Group<'_, G>,
+) -> [__m512i; G] {
+    // SAFETY: the caller vouches for the target features. `j + u < to`, so line `j + u` is one of the tile's (64 bytes,
+    // aligned to 64), and word `j + u` one of those behind each pointer.
+    unsafe {
+        let mut hi = [[_mm512_setzero_si512(); U]; G];
+        let mut lo = [[_mm512_setzero_si512(); U]; G];
+        for g in 0..G {
+            let [bias_hi, bias_lo] = group.biases[g][from / FLUSH_LINES];
+            hi[g][0] = _mm512_set1_epi32(bias_hi);
+            lo[g][0] = _mm512_set1_epi32(bias_lo);
+        }
+        let mut j = from;
+        while j + UNROLLED <= to {
+            for u in 0..UNROLLED {
+                let codes = _mm512_load_si512(lines.as_ptr().add(j + u).cast());
+                for g in 0..G {
+                    let [word_hi, word_lo] = *group.words[g].add(j + u);
+                    let (hi, lo) = (&mut hi[g][u % U], &mut lo[g][u % U]);
+                    *hi = _mm512_dpbusd_epi32(*hi, codes, _mm512_set1_epi32(word_hi));
+                    *lo = _mm512_dpbusd_epi32(*lo, codes, _mm512_set1_epi32(word_lo));
+                }
+            }
+            j += UNROLLED;
+        }
+        while j < to {
+            let codes = _mm512_load_si512(lines.as_ptr().add(j).cast());
+            for g in 0..G {
+                let [word_hi, word_lo] = *group.words[g].add(j);
+                hi[g][0] = _mm512_dpbusd_epi32(hi[g][0], codes, _mm512_set1_epi32(word_hi));
+                lo[g][0] = _mm512_dpbusd_epi32(lo[g][0], codes, _mm512_set1_epi32(word_lo));
+            }
+            j += 1;
+        }
+        std::array::from_fn(|g| {
+            for u in 1..U {
+                hi[g][0] = _mm512_add_epi32(hi[g][0], hi[g][u]);
+                lo[g][0] = _mm512_add_epi32(lo[g][0], lo[g][u]);
+            }
+            // 128 hi + lo fits (see FLUSH): one exact integer sum, one rounding.
+            _mm512_add_epi32(_mm512_slli_epi32::<7>(hi[g][0]), lo[g][0])
+        })
     }
 }
 
@@ -208,10 +231,11 @@ fn write(values: __m512, out: &mut [f32]) {
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
 }
 
-/// One block of a scan for `G` queries; `TAIL` if any of them asks for the tail sum.
+/// One block of a scan for `G` queries; `TAIL` if any of them asks for the tail sum, `BLOCKS` if for that by blocks of keys.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")]
-pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
+pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool, const BLOCKS: bool>(
     tiles: Tiles<'_>,
+    cuts: Cuts,
     queries: Queries<'_>,
     first: usize,
     base: u32,
@@ -227,13 +251,27 @@ pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
         }
     }
     let mut writers: [Writer; G] = std::array::from_fn(|g| Writer::new(&mut sinks[g], tiles.len()));
-    let mut tails = [_mm512_setzero_ps(); G];
     let first_slot = base + tiles.first_slot() as u32;
+    let mut tails = [_mm512_setzero_ps(); G];
+    // The tails of the pieces, and their largest residual norms. Which piece a tile is in decides an address and no branch:
+    // with a loop a piece, whose end is foreseen badly, a scan from the second cache took 2 to 4 % longer.
+    let mut weights = [[_mm512_setzero_ps(); PIECES]; G];
+    let mut widest = [_mm512_setzero_ps(); PIECES];
+    let mut piece_of = [0u8; BLOCK_TILES];
+    if BLOCKS {
+        for (i, piece) in cuts.pieces(&tiles).enumerate() {
+            piece_of[piece].fill(i as u8);
+        }
+    }
     for tile in 0..tiles.len() {
         // SAFETY: this function has the target features.
         let products = unsafe { products::<G, U>(tiles, tile, &group) };
         let parameters = parameters(tiles, tile);
         let live = (0xffff_u32 >> (TILE - tiles.live(tile))) as u16;
+        let piece = usize::from(piece_of[tile]) % PIECES;
+        if BLOCKS {
+            widest[piece] = _mm512_mask_max_ps(widest[piece], live, widest[piece], parameters[1]);
+        }
         for g in 0..G {
             let (query, writer) = (&group.constants[g], &mut writers[g]);
             let tau = _mm512_set1_ps(writer.tau);
@@ -246,16 +284,71 @@ pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
             }
             if TAIL {
                 let y = _mm512_mul_ps(_mm512_sub_ps(upper, tau), _mm512_set1_ps(writer.exponent));
-                tails[g] = _mm512_mask_add_ps(tails[g], live & !candidates, tails[g], exp2_up(y));
+                let tail = if BLOCKS {
+                    &mut weights[g][piece]
+                } else {
+                    &mut tails[g]
+                };
+                *tail = _mm512_mask_add_ps(*tail, live & !candidates, *tail, exp2_up(y));
             }
         }
     }
     for g in 0..G {
         writers[g].finish(&mut sinks[g]);
-        if TAIL {
+        if TAIL && !BLOCKS {
             sinks[g].add_tail(store(tails[g]));
         }
     }
+    if BLOCKS {
+        let mut pieces = Pieces::<G>::new();
+        for g in 0..G {
+            pieces.sums[g] = across(&weights[g], |a, b| _mm512_add_ps(a, b));
+        }
+        pieces.residuals = across(&widest, |a, b| _mm512_max_ps(a, b));
+        pieces.finish(&tiles, cuts, &group.constants, sinks);
+    }
+}
+
+/// Sixteen registers, each folded to one number in the order of [`crate::lanes::tree`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn across(
+    registers: &[__m512; PIECES],
+    fold: impl Fn(__m512, __m512) -> __m512 + Copy,
+) -> [f32; PIECES] {
+    let mut out = [0.0; PIECES];
+    for (out, registers) in out
+        .as_chunks_mut::<4>()
+        .0
+        .iter_mut()
+        .zip(registers.as_chunks().0)
+    {
+        *out = across_four(*registers, fold);
+    }
+    out
+}
+
+/// Four registers, in the same way.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn across_four([a, b, c, d]: [__m512; 4], fold: impl Fn(__m512, __m512) -> __m512) -> [f32; 4] {
+    // Eight lanes of each, two to a register: lane l with lane l + 8.
+    let halves = |a, b| {
+        fold(
+            _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+        )
+    };
+    let (ab, cd) = (halves(a, b), halves(c, d));
+    // Four lanes of each: lane l with lane l + 4.
+    let quarters = fold(
+        _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+        _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+    );
+    let pairs = fold(quarters, _mm512_permute_ps::<0b01_00_11_10>(quarters));
+    let ones = fold(pairs, _mm512_permute_ps::<0b10_11_00_01>(pairs));
+    let ones = store(ones);
+    [ones[0], ones[4], ones[8], ones[12]]
 }
 
 /// [`crate::scan::exp2_up`] in sixteen lanes, bit for bit; lanes with `y > 0` hold anything.

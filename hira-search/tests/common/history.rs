@@ -138,6 +138,30 @@ pub(crate) const VARIANTS: &[Variant] = &[
                 rebuild_every: 3,
             }))
     }),
+    variant("sketched from 100 keys on", |config| {
+        config.with_sketch_from(100)
+    }),
+    variant(
+        "sketched from 333 keys on, dynamic, in the background",
+        |config| {
+            config
+                .with_sketch_from(333)
+                .with_update(UpdateConfig::Dynamic(DynamicUpdater {
+                    base: 40,
+                    ..DynamicUpdater::default()
+                }))
+                .with_background(true)
+        },
+    ),
+    variant("sketched from 77 keys on, bf16, incremental", |config| {
+        config
+            .with_sketch_from(77)
+            .with_precision(Precision::Bf16)
+            .with_update(UpdateConfig::Incremental(IncrementalUpdater {
+                every: 53,
+                rebuild_every: 3,
+            }))
+    }),
 ];
 
 const fn variant(name: &'static str, apply: fn(IndexConfig) -> IndexConfig) -> Variant {
