@@ -10,6 +10,7 @@ use hira_threshold::ThresholdRule;
 use crate::device::DeviceName;
 use crate::fetch::SMOLLM2;
 use crate::llama::{AttentionChoice, WeightPrecision};
+use crate::weights::RopeStretch;
 
 /// Run a Llama, Mistral or Qwen2 model with dense or with Hira attention.
 ///
@@ -74,6 +75,10 @@ pub struct Arguments {
     /// What decode steps read of the weights: `f16` is a copy of half the size, on flex only. Logits of SmolLM2 move by about 0.1.
     #[arg(long, value_enum, default_value_t)]
     pub weights: WeightPrecision,
+    /// Stretch rotary positions for a longer context than the model was trained with: linear=F, ntk=F, dynamic=F or yarn=F, as in yarn=2 for
+    /// twice as many positions; none=F leaves the positions as they are.
+    #[arg(long, value_name = "KIND=F")]
+    pub rope_scaling: Option<RopeStretch>,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,

@@ -5,6 +5,7 @@
 //! | `llama` | answers a prompt with a GGUF file or a Hugging Face folder, with dense or Hira attention |
 //! | `demo` | reads a long text, answers from one prefill with both, prints one table |
 //! | `decode` | times decode steps of one model at several contexts: Burn's own attention, dense, Hira |
+//! | `eval` | measures how far attention by each rule is from dense attention: a text, decoded tokens, recorded keys, tasks |
 //! | `verify` | compares every selection on a capture with brute force |
 //! | `bench_attention` | times one decode step's attention, cold, beside dense |
 //!
@@ -17,6 +18,7 @@ pub mod chat;
 pub mod cli;
 pub mod demo;
 pub mod device;
+pub mod eval;
 pub mod fetch;
 pub mod generate;
 mod huge_pages;

@@ -63,6 +63,14 @@ fn every_shape_agrees_with_naive<B: HiraBackend>() {
 
 fn every_rope_scaling_agrees_with_naive<B: HiraBackend>() {
     agrees_with_naive::<B>(|config| config.rope_scaling = RopeScaling::Linear { factor: 4.0 });
+    agrees_with_naive::<B>(|config| config.rope_scaling = RopeScaling::Ntk { factor: 4.0 });
+    agrees_with_naive::<B>(|config| {
+        config.rope_scaling = RopeScaling::Dynamic {
+            factor: 2.0,
+            original_max_position_embeddings: 320,
+        }
+    });
+    agrees_with_naive::<B>(|config| config.rope_scaling = RopeScaling::yarn(2.0, 320));
     agrees_with_naive::<B>(|config| {
         config.rope_scaling = RopeScaling::Llama3 {
             factor: 8.0,

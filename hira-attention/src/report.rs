@@ -119,8 +119,15 @@ pub struct HeadReport {
     pub times: PhaseTimes,
 }
 
+impl Default for HeadReport {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl HeadReport {
-    pub(crate) fn new() -> Self {
+    /// The report of no query.
+    pub fn new() -> Self {
         Self {
             plan: HeadPlan::Dense,
             queries: 0,
@@ -220,6 +227,26 @@ impl HeadReport {
             .fold(Certificate::default(), Certificate::worst_of);
         let dropped = certificates.map(|certificate| f64::from(certificate.dropped_mass_bound));
         self.dropped_mass_sum = dropped.sum();
+    }
+
+    /// Adds a query of an attention of one's own, which read the keys it attended to and no others.
+    ///
+    /// ```
+    /// use hira_attention::{Certificate, HeadReport};
+    ///
+    /// let mut report = HeadReport::new();
+    /// let mut nothing_proven = Certificate::default();
+    /// nothing_proven.dropped_mass_bound = 1.0;
+    /// nothing_proven.output_error_bound = f32::INFINITY;
+    /// report.record(1000, 100, nothing_proven);
+    /// assert_eq!(report.density(), 0.1);
+    /// ```
+    pub fn record(&mut self, visible: usize, attended: usize, certificate: Certificate) {
+        if attended == visible {
+            self.add_dense(1, visible as u64, certificate);
+        } else {
+            self.add_sparse(visible, attended, attended, certificate);
+        }
     }
 
     /// Keys attended to / visible keys.

@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask decode`: builds a binary of hira-examples in release and runs it.
+//! `cargo xtask demo`, `cargo xtask decode` and `cargo xtask eval`: builds a binary of hira-examples in release and runs it.
 
 use anyhow::Result;
 

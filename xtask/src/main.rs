@@ -112,6 +112,22 @@ enum Chore {
         flags: Vec<String>,
     },
 
+    /// Measure how far attention by each rule is from dense attention on a real model
+    ///
+    /// Builds hira-examples in release and runs its `eval` binary on SmolLM2-135M: a text is read
+    /// with every rule (Hira's, and Quest, StreamingLLM and H2O to compare with) and each next token
+    /// is judged against dense attention over the same past; tokens are decoded beside dense; the
+    /// recorded keys are measured in f64. CSV, Markdown and SVG plots go to target/hira-eval, where
+    /// a journal keeps what is finished: stop it at any time, a second run goes on. With --quick
+    /// about two minutes, without it hours. Everything after `eval` is handed to the binary:
+    /// `cargo xtask eval -- --help` lists its flags.
+    #[command(verbatim_doc_comment)]
+    Eval {
+        /// Flags of the eval binary, such as --quick, --long, --rules mass=0.99,top-k=256
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
     /// Check random histories of indexes against brute force, a billion key checks if nothing else is said
     ///
     /// Runs the `soak` example of hira-search in release, without Burn: indexes of every shape are
@@ -176,6 +192,7 @@ fn run(cli: Cli) -> Result<bool> {
         Chore::Layers => report("layers", layers::check(&workspace)?),
         Chore::Demo { flags } => demo::run(&workspace, "demo", &flags),
         Chore::Decode { flags } => demo::run(&workspace, "decode", &flags),
+        Chore::Eval { flags } => demo::run(&workspace, "eval", &flags),
         Chore::Bench {
             quick,
             peers,

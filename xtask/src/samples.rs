@@ -108,6 +108,46 @@ pub(crate) fn bench(workspace: &Workspace, shell: &Shell) -> Result<()> {
     Ok(())
 }
 
+/// The fidelity harness on a window of 512 tokens, twice: the second run finds everything done and writes the same tables.
+pub(crate) fn eval(workspace: &Workspace, shell: &Shell) -> Result<()> {
+    let out = workspace.target().join("xtask/eval");
+    let eval = |more: &[&str]| -> Result<String> {
+        let mut eval = binary(workspace, "eval");
+        eval.args([
+            "--parts",
+            "text,decoding",
+            "--contexts",
+            "512",
+            "--start",
+            "256",
+            "--decoded",
+            "4",
+            "--rules",
+            "top-k=32,streaming=64",
+            "--decoding-rules",
+            "top-k=32",
+        ]);
+        shell.run(eval.args(more).arg("--out").arg(&out))?;
+        fs::read_to_string(out.join("perplexity.csv")).context("no perplexity.csv")
+    };
+    let first = eval(&["--fresh"])?;
+    let rules: Vec<_> = first.lines().skip(1).collect();
+    ensure!(
+        rules.len() == 3,
+        "three rules were to be read with:\n{first}"
+    );
+    ensure!(
+        rules[0].starts_with("dense,512,256,1.000000,"),
+        "dense attention attends to every key:\n{first}"
+    );
+    let second = eval(&[])?;
+    ensure!(
+        first == second,
+        "the second run measured again:\n{first}{second}"
+    );
+    Ok(())
+}
+
 fn binary(workspace: &Workspace, name: &str) -> Command {
     let mut command = Command::new(workspace.target().join("debug").join(name));
     command.current_dir(workspace.root());

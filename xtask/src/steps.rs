@@ -234,7 +234,9 @@ fn examples(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
     }
     samples::bench(workspace, shell)?;
     if let Outcome::Skipped(_) = samples::llama(workspace, shell)? {
-        skipped.push("llama: SmolLM2 is not here and cannot be fetched");
+        skipped.push("llama, eval: SmolLM2 is not here and cannot be fetched");
+    } else {
+        samples::eval(workspace, shell)?;
     }
     if skipped.is_empty() {
         Ok(Outcome::Passed)

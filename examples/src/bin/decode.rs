@@ -9,7 +9,7 @@ use hira_attention::HiraBackend;
 use hira_examples::demo::{Attention, SpeedConfig, TEXT, measure_speed};
 use hira_examples::device::{DeviceName, OnDevice, run_on};
 use hira_examples::llama::{Llama, WeightPrecision};
-use hira_examples::weights::ModelFile;
+use hira_examples::weights::{ModelFile, RopeStretch};
 use hira_examples::{fetch, program};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -38,6 +38,9 @@ struct Arguments {
     /// What decode steps read of the weights: `f16` is a copy of half the size, on flex only.
     #[arg(long, value_enum, default_value_t)]
     weights: WeightPrecision,
+    /// Stretch rotary positions for contexts beyond the model's own: linear=F, ntk=F, dynamic=F or yarn=F, as in yarn=2.
+    #[arg(long, value_name = "KIND=F")]
+    rope_scaling: Option<RopeStretch>,
     /// Where the model runs.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceName,
@@ -60,6 +63,10 @@ fn run(arguments: Arguments) -> Result<()> {
     };
     let path = fetch::resolve(&arguments.model, &mut |message| eprintln!("{message}"))?;
     let source = ModelFile::open(&path)?;
+    let source = match arguments.rope_scaling {
+        Some(stretch) => source.stretched(stretch),
+        None => source,
+    };
     let tokens = source.tokenizer()?.encode(&text)?;
     let longest = arguments.contexts.iter().copied().max().unwrap_or(0);
     let prompt = tokens.iter().copied().cycle().take(longest).collect();

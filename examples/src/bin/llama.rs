@@ -49,6 +49,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let prompt = arguments.prompt()?;
     let path = fetch::resolve(&arguments.model, &mut tell)?;
     let source = ModelFile::open(&path)?;
+    let source = match arguments.rope_scaling {
+        Some(stretch) => source.stretched(stretch),
+        None => source,
+    };
     let tokenizer = source.tokenizer()?;
     let start = match prompt {
         Prompt::Conversation => Start::Conversation,

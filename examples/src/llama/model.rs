@@ -335,6 +335,27 @@ impl<B: HiraBackend> Llama<B> {
         Ok(logits)
     }
 
+    /// Appends `ids` and hands the hidden states of each chunk of tokens to `visit`, `[L, hidden_size]`, before the last norm.
+    ///
+    /// [`Llama::logits`] makes logits of them: so many logits at a time as the caller has room for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Llama::forward`], and what `visit` returns.
+    pub fn forward_hidden(
+        &self,
+        cache: &mut LlamaCache,
+        ids: &[u32],
+        visit: &mut dyn FnMut(Tensor<B, 2>) -> Result<(), LlamaError>,
+    ) -> Result<(), LlamaError> {
+        self.run(cache, ids, &mut |_, _| {}, visit)
+    }
+
+    /// The logits of hidden states: `[L, hidden_size]` to `[L, vocab_size]`.
+    pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.decoder.logits(hidden)
+    }
+
     /// Runs the layers chunk by chunk and hands each chunk's `[L, hidden_size]` to `finish`.
     fn run(
         &self,

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::WeightError;
+use super::{RopeScaling, WeightError};
 
 /// The model families that the Burn Llama runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,32 +27,6 @@ impl Architecture {
             _ => None,
         }
     }
-}
-
-/// How rotary frequencies are stretched for contexts longer than the model was first trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RopeScaling {
-    /// Positions are used as they are.
-    None,
-    /// Every frequency is divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3: frequencies whose wavelength is long are divided by `factor`, short ones are kept, those between are blended.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The context length of the first training.
-        original_max_position_embeddings: usize,
-    },
-    /// Frequency `i` is divided by entry `i` (the GGUF tensor `rope_freqs.weight`): `head_dim / 2` entries.
-    Factors(Vec<f32>),
 }
 
 /// The shape and constants of a model.
@@ -146,33 +120,12 @@ impl ModelConfig {
                 return refuse(key, value.to_string(), "it must be positive and finite");
             }
         }
-        let half = self.head_dim / 2;
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        let scaling_is_usable = match &self.rope_scaling {
-            RopeScaling::None => true,
-            RopeScaling::Linear { factor } => positive(*factor),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                positive(*factor)
-                    && positive(*low_freq_factor)
-                    && positive(*high_freq_factor)
-                    && high_freq_factor > low_freq_factor
-                    && *original_max_position_embeddings > 0
-            }
-            RopeScaling::Factors(factors) => {
-                factors.len() == half && factors.iter().all(|f| positive(f64::from(*f)))
-            }
-        };
-        if !scaling_is_usable {
+        if !self.rope_scaling.is_usable(self.head_dim / 2) {
             let value = format!("{:?}", self.rope_scaling);
             return refuse(
                 "rope_scaling",
                 value,
-                "its factors must be positive, finite, in order and head_dim/2 in number",
+                "its factors must be positive (1 at least where contexts are stretched), finite, in order and head_dim/2 in number",
             );
         }
         Ok(self)

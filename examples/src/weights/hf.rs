@@ -78,6 +78,10 @@ impl HfModel {
             tensors,
         })
     }
+
+    pub(super) fn config_mut(&mut self) -> &mut ModelConfig {
+        &mut self.config
+    }
 }
 
 impl WeightSource for HfModel {

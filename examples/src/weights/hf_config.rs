@@ -2,6 +2,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::rope_scaling::yarn_attention_factor;
 use super::{Architecture, ModelConfig, RopeScaling, WeightError};
 
 /// `config.json`, as far as a Llama needs it.
@@ -47,6 +48,12 @@ struct RopeParameters {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
+    attention_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
 }
 
 /// One id or a list of them.
@@ -95,8 +102,11 @@ impl HfConfig {
         let theta = self
             .rope_theta
             .or_else(|| rope.and_then(|rope| rope.rope_theta));
+        let positions = self
+            .max_position_embeddings
+            .ok_or_else(|| missing("max_position_embeddings"))?;
         let scaling = match self.rope_scaling.as_ref().or(rope) {
-            Some(parameters) => parameters.scaling(path)?,
+            Some(parameters) => parameters.scaling(path, positions)?,
             None => RopeScaling::None,
         };
         let ends = [self.eos_token_id, generation.eos_token_id.clone()];
@@ -121,10 +131,8 @@ impl HfConfig {
             head_dim: self.head_dim.unwrap_or(hidden_size / heads.max(1)),
             rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
             rope_theta: theta.unwrap_or(10_000.0),
+            max_position_embeddings: scaling.positions(positions),
             rope_scaling: scaling,
-            max_position_embeddings: self
-                .max_position_embeddings
-                .ok_or_else(|| missing("max_position_embeddings"))?,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
             attention_bias: self
                 .attention_bias
@@ -175,7 +183,8 @@ impl HfConfig {
 }
 
 impl RopeParameters {
-    fn scaling(&self, path: &Path) -> Result<RopeScaling, WeightError> {
+    /// The scaling of a model with this many `positions`, which are those of its training where nothing else is said.
+    fn scaling(&self, path: &Path, positions: usize) -> Result<RopeScaling, WeightError> {
         let required = |key, value: Option<f64>| {
             value.ok_or_else(|| WeightError::MissingKey {
                 path: path.to_path_buf(),
@@ -187,6 +196,29 @@ impl RopeParameters {
             Some("linear") => Ok(RopeScaling::Linear {
                 factor: required("rope_scaling.factor", self.factor)?,
             }),
+            Some("dynamic") => Ok(RopeScaling::Dynamic {
+                factor: required("rope_scaling.factor", self.factor)?,
+                original_max_position_embeddings: self
+                    .original_max_position_embeddings
+                    .unwrap_or(positions),
+            }),
+            // the authors' own ramp ends at whole dimensions; files may ask for another
+            Some("yarn") if self.truncate == Some(false) => Err(WeightError::RopeScaling {
+                path: path.to_path_buf(),
+                found: "yarn without truncate".to_owned(),
+            }),
+            Some("yarn") => {
+                let factor = required("rope_scaling.factor", self.factor)?;
+                Ok(RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: self
+                        .original_max_position_embeddings
+                        .unwrap_or(positions),
+                    attention_factor: self.attention_factor(factor),
+                    beta_fast: self.beta_fast.unwrap_or(32.0),
+                    beta_slow: self.beta_slow.unwrap_or(1.0),
+                })
+            }
             Some("llama3") => Ok(RopeScaling::Llama3 {
                 factor: required("rope_scaling.factor", self.factor)?,
                 low_freq_factor: required("rope_scaling.low_freq_factor", self.low_freq_factor)?,
@@ -206,5 +238,17 @@ impl RopeParameters {
                 found: found.to_owned(),
             }),
         }
+    }
+
+    /// As Hugging Face's `yarn` rope type: what the file says, else the quotient of two weighted ones, else the authors' own.
+    fn attention_factor(&self, factor: f64) -> f64 {
+        let weighted = |weight: f64| weight * (yarn_attention_factor(factor) - 1.0) + 1.0;
+        self.attention_factor
+            .unwrap_or(match (self.mscale, self.mscale_all_dim) {
+                (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                    weighted(mscale) / weighted(all)
+                }
+                _ => weighted(1.0),
+            })
     }
 }

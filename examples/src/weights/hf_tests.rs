@@ -200,9 +200,9 @@ fn rope_scaling_has_several_spellings() {
         RopeScaling::None
     );
     let error =
-        scaling(json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } })).unwrap_err();
+        scaling(json!({ "rope_scaling": { "type": "longrope", "factor": 2.0 } })).unwrap_err();
     assert!(
-        matches!(error, WeightError::RopeScaling { .. }) && error.to_string().contains("dynamic"),
+        matches!(error, WeightError::RopeScaling { .. }) && error.to_string().contains("longrope"),
         "{error}"
     );
     let error =
@@ -211,6 +211,48 @@ fn rope_scaling_has_several_spellings() {
         error.to_string().contains("rope_scaling.low_freq_factor"),
         "{error}"
     );
+}
+
+#[test]
+fn stretched_contexts_come_with_their_positions() {
+    let open = |keys| {
+        let folder = folder(&config_with(json!({ "rope_scaling": keys })), &tensors());
+        HfModel::open(folder.path()).map(|model| {
+            let config = model.config();
+            (config.rope_scaling.clone(), config.max_position_embeddings)
+        })
+    };
+    let plain = open(json!(null)).unwrap().1;
+    let yarn = open(json!({ "rope_type": "yarn", "factor": 4.0 })).unwrap();
+    assert_eq!(yarn, (RopeScaling::yarn(4.0, plain), 4 * plain));
+    let dynamic =
+        json!({ "type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 4 });
+    let scaling = RopeScaling::Dynamic {
+        factor: 2.0,
+        original_max_position_embeddings: 4,
+    };
+    // a file may name the positions after stretching
+    assert_eq!(open(dynamic).unwrap(), (scaling, plain.max(8)));
+    let attention = |keys| match open(keys).unwrap().0 {
+        RopeScaling::Yarn {
+            attention_factor, ..
+        } => attention_factor,
+        other => panic!("{other:?}"),
+    };
+    let told = json!({ "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.25 });
+    assert_eq!(attention(told), 1.25);
+    let weighted =
+        json!({ "rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.5 });
+    let expected = (0.1 * 40f64.ln() + 1.0) / (0.05 * 40f64.ln() + 1.0);
+    assert!((attention(weighted) - expected).abs() < 1e-12);
+    for refused in [
+        json!({ "rope_type": "yarn", "factor": 0.5 }),
+        json!({ "rope_type": "yarn" }),
+        json!({ "rope_type": "yarn", "factor": 2.0, "truncate": false }),
+        json!({ "rope_type": "yarn", "factor": 2.0, "beta_fast": 1.0 }),
+    ] {
+        assert!(open(refused.clone()).is_err(), "{refused}");
+    }
 }
 
 #[test]

@@ -11,12 +11,14 @@ mod hf_config;
 #[cfg(test)]
 mod hf_tests;
 mod model_file;
+mod rope_scaling;
 
 use std::path::Path;
 
-pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use config::{Architecture, ModelConfig};
 pub use error::WeightError;
 pub use model_file::ModelFile;
+pub use rope_scaling::{RopeScaling, RopeStretch, RopeStretchError};
 
 /// A tensor on the host: row-major `f32`.
 #[derive(Debug, Clone, PartialEq)]

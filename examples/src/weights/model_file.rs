@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::gguf::GgufModel;
 use super::hf::HfModel;
-use super::{HostTensor, ModelConfig, WeightError, WeightSource};
+use super::{HostTensor, ModelConfig, RopeStretch, WeightError, WeightSource};
 use crate::tokenizer::{ChatTokenizer, TokenizerError};
 
 /// A model on disk, in either of the supported forms.
@@ -36,6 +36,16 @@ impl ModelFile {
         } else {
             Ok(Self::Gguf(GgufModel::open(path)?))
         }
+    }
+
+    /// Stretches the model's rotary positions as a user asks for; the weights are the same.
+    #[must_use]
+    pub fn stretched(mut self, stretch: RopeStretch) -> Self {
+        stretch.apply(match &mut self {
+            Self::Gguf(model) => model.config_mut(),
+            Self::HuggingFace(model) => model.config_mut(),
+        });
+        self
     }
 
     /// The model's own tokenizer and chat template.

@@ -124,8 +124,12 @@ impl Tiny {
             for i in 0..dim / 2 {
                 let angle = position as f64 * self.frequency_naive(i);
                 let (a, b) = (head[i], head[i + dim / 2]);
-                head[i] = a * angle.cos() - b * angle.sin();
-                head[i + dim / 2] = b * angle.cos() + a * angle.sin();
+                let stretch = match &self.config.rope_scaling {
+                    RopeScaling::Yarn { factor, .. } => 1.0 + factor.ln() / 10.0,
+                    _ => 1.0,
+                };
+                head[i] = stretch * (a * angle.cos() - b * angle.sin());
+                head[i + dim / 2] = stretch * (b * angle.cos() + a * angle.sin());
             }
         }
         heads
@@ -138,9 +142,36 @@ impl Tiny {
                 .config
                 .rope_theta
                 .powf(2.0 * i as f64 / self.config.head_dim as f64);
+        let last = (self.config.head_dim / 2 - 1) as f64;
         match &self.config.rope_scaling {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
+            // from 1 at the first pair to the whole factor at the last, geometrically
+            RopeScaling::Ntk { factor } => frequency / factor.powf(i as f64 / last),
+            RopeScaling::Dynamic {
+                factor,
+                original_max_position_embeddings: original,
+            } => {
+                let positions = self.config.max_position_embeddings as f64;
+                let factor = factor * positions / *original as f64 - factor + 1.0;
+                frequency / factor.max(1.0).powf(i as f64 / last)
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings: original,
+                ..
+            } => {
+                let turns = |pair: usize| {
+                    let exponent = -2.0 * pair as f64 / self.config.head_dim as f64;
+                    *original as f64 * self.config.rope_theta.powf(exponent) / std::f64::consts::TAU
+                };
+                let low = (0..99).take_while(|&pair| turns(pair) >= 32.0).count();
+                let low = low.saturating_sub(1);
+                let high = (0..99).find(|&pair| turns(pair) <= 1.0).unwrap_or(99);
+                let divided = (i as f64 - low as f64) / (high - low) as f64;
+                let divided = divided.clamp(0.0, 1.0);
+                frequency * (1.0 - divided) + frequency * divided / factor
+            }
             RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
             RopeScaling::Llama3 {
                 factor,

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{GgufError, GgufFile, Metadata};
+use crate::weights::rope_scaling::yarn_attention_factor;
 use crate::weights::{
     Architecture, HostTensor, ModelConfig, RopeScaling, WeightError, WeightSource,
 };
@@ -59,6 +60,10 @@ impl GgufModel {
     /// The file's metadata.
     pub fn metadata(&self) -> &Metadata {
         self.file.metadata()
+    }
+
+    pub(in crate::weights) fn config_mut(&mut self) -> &mut ModelConfig {
+        &mut self.config
     }
 
     /// Heads of a query or key projection whose rows the file keeps interleaved, or `None` for any other tensor.
@@ -257,6 +262,8 @@ fn read_config(file: &GgufFile) -> Result<ModelConfig, WeightError> {
         path: path(),
         key: "attention.layer_norm_rms_epsilon",
     })?;
+    let positions = keys.required("context_length")?;
+    let scaling = read_rope_scaling(&keys, positions)?;
     ModelConfig {
         architecture,
         hidden_size,
@@ -267,8 +274,8 @@ fn read_config(file: &GgufFile) -> Result<ModelConfig, WeightError> {
         head_dim,
         rms_norm_eps: epsilon,
         rope_theta: keys.float("rope.freq_base")?.unwrap_or(10_000.0),
-        rope_scaling: read_rope_scaling(&keys)?,
-        max_position_embeddings: keys.required("context_length")?,
+        max_position_embeddings: scaling.positions(positions),
+        rope_scaling: scaling,
         tie_word_embeddings: !tensors.contains_key("output.weight"),
         attention_bias: tensors.contains_key("blk.0.attn_q.bias"),
         vocab_size: embedding.shape[0],
@@ -278,7 +285,7 @@ fn read_config(file: &GgufFile) -> Result<ModelConfig, WeightError> {
     .validate(file.path())
 }
 
-fn read_rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, WeightError> {
+fn read_rope_scaling(keys: &Keys<'_>, positions: usize) -> Result<RopeScaling, WeightError> {
     if keys.file.header().tensors.contains_key(ROPE_FACTORS) {
         return Ok(RopeScaling::Factors(keys.file.tensor(ROPE_FACTORS)?));
     }
@@ -291,7 +298,22 @@ fn read_rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, WeightError> {
         (None | Some("none"), None) | (Some("none"), Some(_)) => Ok(RopeScaling::None),
         (None, Some(1.0)) => Ok(RopeScaling::None),
         (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
-        (Some("linear"), None) => Err(WeightError::MissingKey {
+        (Some("yarn"), Some(factor)) => {
+            let original = keys.count("rope.scaling.original_context_length")?;
+            // here the key multiplies the authors' own
+            let more = match keys.float("rope.scaling.yarn_attn_factor")? {
+                Some(more) => Some(more),
+                None => keys.float("rope.scaling.attn_factor")?,
+            };
+            Ok(RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings: original.unwrap_or(positions),
+                attention_factor: more.unwrap_or(1.0) * yarn_attention_factor(factor),
+                beta_fast: keys.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: keys.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            })
+        }
+        (Some("linear" | "yarn"), None) => Err(WeightError::MissingKey {
             path: keys.file.path().to_path_buf(),
             key: "rope.scaling.factor",
         }),

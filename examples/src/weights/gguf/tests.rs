@@ -244,12 +244,27 @@ fn rope_factors_come_from_their_tensor() {
         open(&whole(linear)).unwrap().config().rope_scaling,
         RopeScaling::Linear { factor: 4.0 }
     );
-    let yarn = keys("llama").key("llama.rope.scaling.type", Entry::Name("yarn"));
-    let error = open(&whole(yarn)).unwrap_err();
+    let named = |name| keys("llama").key("llama.rope.scaling.type", Entry::Name(name));
+    let error = open(&whole(
+        named("longrope").key("llama.rope.scaling.factor", Entry::Number(2.0)),
+    ));
+    let error = error.unwrap_err();
     assert!(
-        matches!(error, WeightError::RopeScaling { .. }) && error.to_string().contains("yarn"),
+        matches!(error, WeightError::RopeScaling { .. }) && error.to_string().contains("longrope"),
         "{error}"
     );
+    let error = open(&whole(named("yarn"))).unwrap_err();
+    assert!(error.to_string().contains("rope.scaling.factor"), "{error}");
+    let positions = plain.config().max_position_embeddings;
+    let yarn = || named("yarn").key("llama.rope.scaling.factor", Entry::Number(4.0));
+    let model = open(&whole(yarn())).unwrap();
+    let config = model.config();
+    assert_eq!(config.rope_scaling, RopeScaling::yarn(4.0, positions));
+    assert_eq!(config.max_position_embeddings, 4 * positions);
+    let half = yarn().key("llama.rope.scaling.attn_factor", Entry::Number(0.5));
+    let model = open(&whole(half)).unwrap();
+    let factor = model.config().rope_scaling.attention_factor();
+    assert!((factor - 0.5 * (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
 }
 
 #[test]
