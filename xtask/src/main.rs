@@ -128,14 +128,16 @@ enum Chore {
         flags: Vec<String>,
     },
 
-    /// Check random histories of indexes against brute force, a billion key checks if nothing else is said
+    /// Check random histories of indexes against brute force, and certificates against the truth
     ///
     /// Runs the `soak` example of hira-search in release, without Burn: indexes of every shape are
     /// grown, cut, forked and searched with every plan and rule, and every answer is compared. The
     /// default of 1e9 key checks takes one to two minutes on two cores, and the first build some
-    /// minutes more. A failure prints the seed, the case and the shortest history found. Everything
-    /// after `soak` is handed to it, such as --checks 1e7 --seconds 60 --seed 1:
-    /// `cargo xtask soak -- --help` lists its flags.
+    /// minutes more. A failure prints the seed, the case and the shortest history found. Then the
+    /// `certificates` example of hira-attention: the proven bounds of a million answers, over random
+    /// and adversarial inputs, against attention in f64. Everything after `soak` is handed to the
+    /// first, such as --checks 1e7 --seconds 60 --seed 1, and after `soak certificates` to the
+    /// second: `cargo xtask soak -- --help` and `cargo xtask soak certificates --help` list flags.
     #[command(verbatim_doc_comment)]
     Soak {
         /// Flags of the soak
@@ -205,8 +207,8 @@ fn run(cli: Cli) -> Result<bool> {
                 flags: &flags,
             },
         ),
-        Chore::Soak { flags } => soak::run(&workspace, "soak", &flags),
-        Chore::Fuzz { flags } => soak::run(&workspace, "fuzz", &flags),
+        Chore::Soak { flags } => soak::soak(&workspace, &flags),
+        Chore::Fuzz { flags } => soak::fuzz(&workspace, &flags),
         Chore::Asan => asan::run(&workspace),
         Chore::Doc { open } => docs::run(&workspace, open),
     }
