@@ -294,6 +294,7 @@ fn random_config(rng: &mut StdRng) -> HiraAttentionConfig {
         min_coarse_len: any(rng, &[32, 100_000]),
         min_sparse_len: any(rng, &[0, 100]),
         max_candidates: any(rng, &[None, None, None, None, None, Some(20)]),
+        max_error: any(rng, &[None, None, None, None, Some(0.02), Some(1.0)]),
         use_hira_during_prefill: rng.random(),
         max_decode_tokens: any(rng, &[1, 16]),
         scale: any(rng, &[None, None, None, Some(0.02), Some(1.0), Some(4.0)]),
@@ -477,6 +478,13 @@ impl Stored<'_> {
         if bound > 0.0 {
             counts.error = counts.error.max(error / bound);
         }
+        if let Some(most) = self.config.max_error
+            && report.plan == HeadPlan::Sparse
+            && answer.alone
+            && report.worst.output_error_bound > most
+        {
+            return Err(format!("an error of {most} was promised: {report:?}"));
+        }
         if answer.alone && report.plan == HeadPlan::Sparse {
             counts.sparse += 1;
             let dropped = self.dropped(answer, keys, &weights, report)? / sum;
@@ -487,7 +495,7 @@ impl Stored<'_> {
                     "dropped {dropped} of the mass, bound {bound}: {report:?}"
                 ));
             }
-            if report.attended < report.visible && bound < 1.0 {
+            if report.attended < report.visible && bound < 1.0 && bound > 0.0 {
                 counts.telling += 1;
                 counts.mass = counts.mass.max(dropped / bound);
             }

@@ -142,8 +142,8 @@ impl HeadReport {
         }
     }
 
-    /// The report of one query of an attention that is not Hira's: what it saw, scored and attended to, and what is proven of it, if anything.
-    pub fn of_query(
+    /// The report of one query: what it saw, scored and attended to, and what is proven of it, if anything.
+    fn of_query(
         plan: HeadPlan,
         [visible, survivors, attended]: [usize; 3],
         certificate: Certificate,
@@ -242,11 +242,16 @@ impl HeadReport {
     /// assert_eq!(report.density(), 0.1);
     /// ```
     pub fn record(&mut self, visible: usize, attended: usize, certificate: Certificate) {
-        if attended == visible {
-            self.add_dense(1, visible as u64, certificate);
+        let plan = if attended == visible {
+            HeadPlan::Dense
         } else {
-            self.add_sparse(visible, attended, attended, certificate);
-        }
+            HeadPlan::Sparse
+        };
+        self.add(&Self::of_query(
+            plan,
+            [visible, attended, attended],
+            certificate,
+        ));
     }
 
     /// Keys attended to / visible keys.
