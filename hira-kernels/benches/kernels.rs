@@ -91,7 +91,8 @@ impl<'a> Scan<'a> {
         let thresholds = vec![
             ScanQuery {
                 tau,
-                tail_scale: (dim as f32).powf(-0.5)
+                tail_scale: (dim as f32).powf(-0.5),
+                block_keys: 0
             };
             queries
         ];

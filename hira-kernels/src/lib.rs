@@ -46,7 +46,7 @@
 //! group.offsets_into(kernel, &centre, &mut offsets);
 //! let tau = kernel.score(query, query);
 //! let mut found = [Candidates::default()];
-//! kernel.scan_into(sketch, 0..tiles, 0, &group, &offsets, &[ScanQuery { tau, tail_scale: 0.0 }], &mut found);
+//! kernel.scan_into(sketch, 0..tiles, 0, &group, &offsets, &[ScanQuery { tau, tail_scale: 0.0, block_keys: 0 }], &mut found);
 //! assert!(found[0].slots.contains(&3));
 //! ```
 
@@ -76,6 +76,7 @@ mod score;
 mod sketch;
 mod softmax;
 mod stored;
+mod tail;
 mod team;
 
 #[cfg(target_arch = "x86_64")]
@@ -100,6 +101,7 @@ pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};
 pub use softmax::SoftmaxState;
 pub use stored::{StoredSlice, StoredVec};
+pub use tail::BlockTail;
 pub use team::{Helper, Team};
 
 /// Keys per tile of a sketch, and lanes of the canonical score.

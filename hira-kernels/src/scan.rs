@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::kernel::dispatch;
 use crate::lanes::{self, ROUND};
 use crate::query::QueryConstants;
+use crate::tail::{BlockTail, Cuts};
 use crate::{Kernel, Line, QueryGroup, SegmentOffsets, SketchView, TILE, tile_lines};
 
 /// Threshold of one query of a scan.
@@ -14,6 +15,9 @@ pub struct ScanQuery {
     pub tau: f32,
     /// Logit scale of the tail sum, finite and at least 0; 0 turns the tail sum off.
     pub tail_scale: f32,
+    /// Slots of a block of [`Candidates::blocks`]: a multiple of 16, at most 1024, the same for every query of a scan; 0 turns them
+    /// off, and so does a `tail_scale` of 0.
+    pub block_keys: usize,
 }
 
 /// What a scan found for one query; appended to by every call, so that one value gathers a list of segments.
@@ -27,15 +31,19 @@ pub struct Candidates {
     pub upper: Vec<f32>,
     /// At least the sum over all other scanned keys of `exp(tail_scale * (upper - tau))`; 0 while that is off.
     pub tail: f64,
+    /// The same by blocks of slots, if asked for: one entry for each block and call that scanned a key of the block which is no candidate,
+    /// ascending within one scan. A block that two calls share has two.
+    pub blocks: Vec<BlockTail>,
 }
 
 impl Candidates {
-    /// Forgets the candidates and the tail; keeps the memory.
+    /// Forgets the candidates and the tails; keeps the memory.
     pub fn clear(&mut self) {
         self.slots.clear();
         self.lower.clear();
         self.upper.clear();
         self.tail = 0.0;
+        self.blocks.clear();
     }
 
     /// Candidates found so far.
@@ -75,7 +83,8 @@ pub(crate) const MIN_EXPONENT: f32 = -125.0;
 ///
 /// `y = (upper - tau) * (tail_scale * log2 e)` has four roundings (the difference, the constant and two products), so at
 /// most `125 * 4 * 2^-24 < 3.1e-5` absolute error where it is not raised, a factor of `1 + 2.2e-5` of `2^y`; 64
-/// non-negative terms a lane lose at most `64 * 2^-24 < 4e-6`. The cubic is never low. In all below `1 + 5e-5`.
+/// non-negative terms a lane, added block by block of keys, pass through at most 66 additions and lose at most
+/// `66 * 2^-24 < 4e-6`. The cubic is never low. In all below `1 + 5e-5`.
 const TAIL_UP: f64 = 1.000_05;
 
 /// A checked run of tiles of a sketch: what the kernels trust.
@@ -149,12 +158,14 @@ impl<'a> Tiles<'a> {
         self.live.saturating_sub(tile * TILE).min(TILE)
     }
 
-    /// Blocks of up to [`BLOCK_TILES`] tiles that hold at least one key.
-    fn blocks(&self) -> impl Iterator<Item = Self> {
-        let tiles = self.live.div_ceil(TILE);
-        (0..tiles)
-            .step_by(BLOCK_TILES)
-            .map(move |from| self.slice(from, tiles.min(from + BLOCK_TILES)))
+    /// Runs of up to [`BLOCK_TILES`] tiles that hold at least one key and cut no block of keys in two.
+    fn runs(&self, cuts: Cuts) -> impl Iterator<Item = Self> {
+        let tiles = self.slice(0, self.live.div_ceil(TILE));
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let to = cuts.run_end(&tiles, from);
+            (from < to).then(|| tiles.slice(std::mem::replace(&mut from, to), to))
+        })
     }
 }
 
@@ -299,7 +310,8 @@ impl Kernel {
     /// Finds every key of `tiles` whose score may reach its query's threshold: one pass serves the whole group.
     ///
     /// Appends `base + slot` and the bounds of every slot whose upper bound is at least `queries[g].tau` to `out[g]`,
-    /// ascending, and adds the weights of the other keys to `out[g].tail`. Keys past `sketch.len` do not exist.
+    /// ascending, and adds the weights of the other keys to `out[g].tail`, and by blocks of `queries[g].block_keys` slots to
+    /// `out[g].blocks`. Keys past `sketch.len` do not exist.
     ///
     /// # Units
     ///
@@ -309,7 +321,8 @@ impl Kernel {
     ///
     /// The bounds are those of [`intervals_into`](Self::intervals_into). The tail gains at least
     /// `sum exp(tail_scale * (upper - tau))`, and at most that times `1 + 2.2e-4` plus `2^-124` a key. The same bits on
-    /// every kernel for the same calls (the tail depends on how a range is cut into calls, by rounding only).
+    /// every kernel for the same calls (the tail depends on how a range is cut into calls and blocks, by rounding only). The sums of
+    /// the blocks are bounds in the same way, and a block's width is at least `upper - lower` of its keys.
     ///
     /// # Complexity
     ///
@@ -319,7 +332,8 @@ impl Kernel {
     /// # Panics
     ///
     /// As [`intervals_into`](Self::intervals_into); if `queries` or `out` has not one entry per query; if a `tau` is
-    /// NaN, a `tail_scale` is negative or not finite, or `base + slot` overflows.
+    /// NaN, a `tail_scale` is negative or not finite, or `base + slot` overflows; if the queries differ in `block_keys`, or that is not a
+    /// multiple of 16 up to 1024, or `base` is no multiple of it.
     #[expect(
         clippy::too_many_arguments,
         reason = "slices in, slices out: every argument is a borrowed buffer"
@@ -342,14 +356,19 @@ impl Kernel {
                 query.tail_scale >= 0.0 && query.tail_scale.is_finite(),
                 "tail_scale is finite and not negative"
             );
+            assert_eq!(
+                query.block_keys, queries[0].block_keys,
+                "the queries of a scan have the same blocks"
+            );
         }
+        let cuts = Cuts::new(queries.first().map_or(0, |query| query.block_keys), base);
         let rows = Queries::new(group, offsets, sketch.dim);
         let tiles = Tiles::new(sketch, tiles);
         assert!(
             base as usize + tiles.first + tiles.len() * TILE <= u32::MAX as usize,
             "slots are u32"
         );
-        for block in tiles.blocks() {
+        for block in tiles.runs(cuts) {
             for g in (0..group.len()).step_by(MAX_SHARED) {
                 let shared = MAX_SHARED.min(group.len() - g);
                 let mut sinks = queries[g..g + shared]
@@ -362,10 +381,10 @@ impl Kernel {
                     });
                 // One block function for each group size: the accumulators of all its queries stay in registers.
                 match shared {
-                    1 => self.scan_block(block, rows, g, base, take::<1>(&mut sinks)),
-                    2 => self.scan_block(block, rows, g, base, take::<2>(&mut sinks)),
-                    3 => self.scan_block(block, rows, g, base, take::<3>(&mut sinks)),
-                    _ => self.scan_block(block, rows, g, base, take::<4>(&mut sinks)),
+                    1 => self.scan_block(block, cuts, rows, g, base, take::<1>(&mut sinks)),
+                    2 => self.scan_block(block, cuts, rows, g, base, take::<2>(&mut sinks)),
+                    3 => self.scan_block(block, cuts, rows, g, base, take::<3>(&mut sinks)),
+                    _ => self.scan_block(block, cuts, rows, g, base, take::<4>(&mut sinks)),
                 }
             }
         }
@@ -399,12 +418,13 @@ impl Kernel {
     fn scan_block<const G: usize>(
         self,
         block: Tiles<'_>,
+        cuts: Cuts,
         queries: Queries<'_>,
         g: usize,
         base: u32,
         mut sinks: [Sink<'_>; G],
     ) {
-        dispatch!(self, scan_block(block, queries, g, base, &mut sinks));
+        dispatch!(self, scan_block(block, cuts, queries, g, base, &mut sinks));
     }
 }
 

@@ -245,7 +245,7 @@ proptest! {
             let mut scores = vec![0.0; keys.len() / dim];
             kernel.scores_into(&queries[..dim], &keys, &mut scores);
             let tau = scores[pick.index(scores.len())];
-            let thresholds = vec![ScanQuery { tau, tail_scale }; group.len()];
+            let thresholds = vec![ScanQuery { tau, tail_scale , block_keys: 0 }; group.len()];
             let mut out = vec![Candidates::default(); group.len()];
             let tiles = 0..sketch.tiles();
             kernel.scan_into(sketch.view(), tiles, 0, &group, &offsets, &thresholds, &mut out);

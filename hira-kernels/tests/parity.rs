@@ -286,6 +286,7 @@ fn scans_find_the_same_candidates_and_tails() {
                     .map(|g| ScanQuery {
                         tau: [0.5, f32::NEG_INFINITY, 2.0, f32::INFINITY, -1.0][g % 5],
                         tail_scale: [0.3, 2.0, 0.0, 1.0, 1e30, 0.0, 0.125][g % 7],
+                        block_keys: 0,
                     })
                     .collect();
                 let scan = |kernel: Kernel| {
@@ -336,6 +337,7 @@ fn candidates_are_the_slots_whose_upper_bound_reaches_tau() {
             let threshold = [ScanQuery {
                 tau,
                 tail_scale: 0.5,
+                block_keys: 0,
             }];
             kernel.scan_into(
                 sketch.view(),
@@ -446,6 +448,7 @@ fn a_scan_that_starts_past_the_keys_finds_nothing() {
         let threshold = [ScanQuery {
             tau: f32::NEG_INFINITY,
             tail_scale: 1.0,
+            block_keys: 0,
         }];
         kernel.scan_into(
             sketch.view(),

@@ -237,6 +237,7 @@ impl<'a> Walk<'a> {
         let query = ScanQuery {
             tau: self.tau,
             tail_scale: 0.0,
+            block_keys: 0,
         };
         self.index.kernel().scan_into(
             sketch,

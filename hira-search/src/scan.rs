@@ -59,6 +59,7 @@ impl Part {
         self.queries.extend(taus.map(|tau| ScanQuery {
             tau,
             tail_scale: if tau == f32::INFINITY { 0.0 } else { scale },
+            block_keys: 0,
         }));
         let queries = self.queries.len();
         self.found.resize_with(queries, Candidates::default);
@@ -254,6 +255,7 @@ mod tests {
             lower: vec![0.0, 3.0, 1.0, 2.0],
             upper: vec![1.0, 4.0, 2.0, 3.0],
             tail: 5.0,
+            ..Candidates::default()
         };
         drop_below(&mut found, 0.5, 1.0, 3.0);
         assert_eq!(found.slots, [2, 4]);

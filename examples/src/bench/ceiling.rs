@@ -355,6 +355,7 @@ impl Sketch {
             ScanQuery {
                 tau: scores[head.len * 3 / 100],
                 tail_scale: if tail { scale } else { 0.0 },
+                block_keys: 0,
             }
         };
         Scan {

@@ -20,6 +20,7 @@ use crate::portable::portable_methods;
 use crate::product::{CodeTiles, Query};
 use crate::scan::{Queries, Sink, Tiles};
 use crate::score::Rows;
+use crate::tail::Cuts;
 
 impl Avx2 {
     portable_methods!("avx2,fma,f16c");
@@ -79,12 +80,13 @@ impl Avx2 {
     pub(crate) fn scan_block<const G: usize>(
         self,
         tiles: Tiles<'_>,
+        cuts: Cuts,
         queries: Queries<'_>,
         first: usize,
         base: u32,
         sinks: &mut [Sink<'_>; G],
     ) {
         // SAFETY: the token proves that this machine has the target features of the function.
-        unsafe { scan::scan_block(tiles, queries, first, base, sinks) }
+        unsafe { scan::scan_block(tiles, cuts, queries, first, base, sinks) }
     }
 }

@@ -6,7 +6,8 @@ use super::softmax::{first_lanes, store};
 use crate::lanes::ROUND;
 use crate::query::{FLUSH_LINES, QueryConstants};
 use crate::scan::{EXP2_UP, MAX_SHARED, MIN_EXPONENT, Queries, Sink, Tiles};
-use crate::{Line, TILE};
+use crate::tail::{Cuts, Pieces};
+use crate::{Line, TILE, lanes};
 
 /// Keys of half a tile, lanes of a register.
 const LANES: usize = 8;
@@ -108,7 +109,7 @@ fn epilogue<const G: usize>(
         parameters,
         _mm256_set1_epi32(0xffff_0000_u32 as i32),
     ));
-    let residual = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(parameters));
+    let residual = residuals(parameters);
     let mut out = Bounds {
         lower: products,
         upper: products,
@@ -174,6 +175,7 @@ fn intervals_of<const G: usize>(
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn scan_block<const G: usize>(
     tiles: Tiles<'_>,
+    cuts: Cuts,
     queries: Queries<'_>,
     first: usize,
     base: u32,
@@ -181,27 +183,64 @@ pub(super) fn scan_block<const G: usize>(
 ) {
     let group = Group::<G>::new(queries, first);
     let mut tails = [[_mm256_setzero_ps(); 2]; G];
-    for tile in 0..tiles.len() {
-        let slot = base + (tiles.first_slot() + tile * TILE) as u32;
-        for half in 0..2 {
-            let live = tiles.live(tile).saturating_sub(half * LANES);
-            let found = bounds(tiles, tile, half, &group);
-            for g in 0..G {
-                let (sink, tail) = (&mut sinks[g], &mut tails[g][half]);
-                *tail = select(
-                    sink,
-                    slot + (half * LANES) as u32,
-                    live,
-                    found.lower[g],
-                    found.upper[g],
-                    *tail,
-                );
+    let mut pieces = Pieces::<G>::new();
+    let (mut from, mut piece) = (0, 0);
+    while from < tiles.len() {
+        let to = cuts.end(&tiles, from);
+        let mut weights = [[_mm256_setzero_ps(); 2]; G];
+        let mut widest = _mm256_setzero_ps();
+        for tile in from..to {
+            let slot = base + (tiles.first_slot() + tile * TILE) as u32;
+            for half in 0..2 {
+                let live = tiles.live(tile).saturating_sub(half * LANES);
+                let found = bounds(tiles, tile, half, &group);
+                for g in 0..G {
+                    let (sink, weights) = (&mut sinks[g], &mut weights[g][half]);
+                    *weights = select(
+                        sink,
+                        slot + (half * LANES) as u32,
+                        live,
+                        found.lower[g],
+                        found.upper[g],
+                        *weights,
+                    );
+                }
+                if cuts.are_wanted() {
+                    let live = _mm256_castsi256_ps(first_lanes(live));
+                    let residuals = residuals(load_half(parameters(tiles, tile), half));
+                    widest = _mm256_max_ps(widest, _mm256_and_ps(live, residuals));
+                }
             }
         }
+        for g in 0..G {
+            for half in 0..2 {
+                tails[g][half] = _mm256_add_ps(tails[g][half], weights[g][half]);
+            }
+        }
+        if cuts.are_wanted() {
+            for g in 0..G {
+                pieces.sums[g][piece] = lanes::tree(store(weights[g]));
+            }
+            pieces.residuals[piece] = lanes::largest(store([widest, _mm256_setzero_ps()]));
+        }
+        (from, piece) = (to, piece + 1);
     }
-    for (sink, tail) in sinks.iter_mut().zip(tails) {
+    for (g, (sink, tail)) in sinks.iter_mut().zip(tails).enumerate() {
         sink.add_tail(store(tail));
+        pieces.finish(g, &tiles, cuts, &group.constants[g], sink);
     }
+}
+
+/// The line of parameters of a tile.
+fn parameters<'a>(tiles: Tiles<'a>, tile: usize) -> &'a Line {
+    &tiles.lines()[(tile + 1) * tiles.stride() - 1]
+}
+
+/// Residual norms of half a tile's keys; a bf16 is the upper half of an `f32`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn residuals(parameters: __m256i) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(parameters))
 }
 
 /// Sends the candidates among eight keys to the sink, and returns the tail with the weights of the others added.

@@ -21,6 +21,7 @@ use crate::portable::portable_methods;
 use crate::product::{CodeTiles, Query};
 use crate::scan::{Queries, Sink, Tiles};
 use crate::score::Rows;
+use crate::tail::Cuts;
 
 impl Avx512 {
     portable_methods!("avx512f,avx512bw,avx512vl,avx512dq");
@@ -80,20 +81,30 @@ impl Avx512 {
     pub(crate) fn scan_block<const G: usize>(
         self,
         tiles: Tiles<'_>,
+        cuts: Cuts,
         queries: Queries<'_>,
         first: usize,
         base: u32,
         sinks: &mut [Sink<'_>; G],
     ) {
         let tail = sinks.iter().any(|sink| sink.exponent > 0.0);
-        // SAFETY: the token proves that this machine has the target features of the functions.
-        unsafe {
-            match (G, tail) {
-                (1, true) => scan::scan_block::<G, 2, true>(tiles, queries, first, base, sinks),
-                (1, false) => scan::scan_block::<G, 2, false>(tiles, queries, first, base, sinks),
-                (_, true) => scan::scan_block::<G, 1, true>(tiles, queries, first, base, sinks),
-                (_, false) => scan::scan_block::<G, 1, false>(tiles, queries, first, base, sinks),
-            }
+        macro_rules! scan {
+            ($lines:literal, $tail:literal, $blocks:literal) => {
+                // SAFETY: the token proves that this machine has the target features of the function.
+                unsafe {
+                    scan::scan_block::<G, $lines, $tail, $blocks>(
+                        tiles, cuts, queries, first, base, sinks,
+                    )
+                }
+            };
+        }
+        match (G, tail, cuts.are_wanted()) {
+            (1, true, true) => scan!(2, true, true),
+            (1, true, false) => scan!(2, true, false),
+            (1, false, _) => scan!(2, false, false),
+            (_, true, true) => scan!(1, true, true),
+            (_, true, false) => scan!(1, true, false),
+            (_, false, _) => scan!(1, false, false),
         }
     }
 }

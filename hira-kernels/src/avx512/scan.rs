@@ -7,6 +7,7 @@ use crate::TILE;
 use crate::lanes::ROUND;
 use crate::query::{FLUSH_LINES, QueryConstants};
 use crate::scan::{BLOCK_TILES, EXP2_UP, MAX_SHARED, MIN_EXPONENT, Queries, Sink, Tiles};
+use crate::tail::{Cuts, Pieces};
 
 /// The part of a query group that one pass serves.
 #[derive(Clone, Copy)]
@@ -208,10 +209,11 @@ fn write(values: __m512, out: &mut [f32]) {
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
 }
 
-/// One block of a scan for `G` queries; `TAIL` if any of them asks for the tail sum.
+/// One block of a scan for `G` queries; `TAIL` if any of them asks for the tail sum, `BLOCKS` if for that by blocks of keys.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")]
-pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
+pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool, const BLOCKS: bool>(
     tiles: Tiles<'_>,
+    cuts: Cuts,
     queries: Queries<'_>,
     first: usize,
     base: u32,
@@ -228,32 +230,62 @@ pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool>(
     }
     let mut writers: [Writer; G] = std::array::from_fn(|g| Writer::new(&mut sinks[g], tiles.len()));
     let mut tails = [_mm512_setzero_ps(); G];
+    let mut pieces = Pieces::<G>::new();
     let first_slot = base + tiles.first_slot() as u32;
-    for tile in 0..tiles.len() {
-        // SAFETY: this function has the target features.
-        let products = unsafe { products::<G, U>(tiles, tile, &group) };
-        let parameters = parameters(tiles, tile);
-        let live = (0xffff_u32 >> (TILE - tiles.live(tile))) as u16;
-        for g in 0..G {
-            let (query, writer) = (&group.constants[g], &mut writers[g]);
-            let tau = _mm512_set1_ps(writer.tau);
-            let upper = upper_bounds(products[g], parameters, query, highs[g][tile]);
-            let candidates = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, upper, tau);
-            if candidates != 0 {
-                let low = query.ends(tiles.norm(tile))[0];
-                let lower = lower_bounds(products[g], parameters, query, low);
-                writer.put(first_slot + (tile * TILE) as u32, candidates, lower, upper);
+    let (mut from, mut piece) = (0, 0);
+    while from < tiles.len() {
+        let to = if BLOCKS {
+            cuts.end(&tiles, from)
+        } else {
+            tiles.len()
+        };
+        let mut weights = [_mm512_setzero_ps(); G];
+        let mut widest = _mm512_setzero_ps();
+        for tile in from..to {
+            // SAFETY: this function has the target features.
+            let products = unsafe { products::<G, U>(tiles, tile, &group) };
+            let parameters = parameters(tiles, tile);
+            let live = (0xffff_u32 >> (TILE - tiles.live(tile))) as u16;
+            if BLOCKS {
+                widest = _mm512_mask_max_ps(widest, live, widest, parameters[1]);
             }
-            if TAIL {
-                let y = _mm512_mul_ps(_mm512_sub_ps(upper, tau), _mm512_set1_ps(writer.exponent));
-                tails[g] = _mm512_mask_add_ps(tails[g], live & !candidates, tails[g], exp2_up(y));
+            for g in 0..G {
+                let (query, writer) = (&group.constants[g], &mut writers[g]);
+                let tau = _mm512_set1_ps(writer.tau);
+                let upper = upper_bounds(products[g], parameters, query, highs[g][tile]);
+                let candidates = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, upper, tau);
+                if candidates != 0 {
+                    let low = query.ends(tiles.norm(tile))[0];
+                    let lower = lower_bounds(products[g], parameters, query, low);
+                    writer.put(first_slot + (tile * TILE) as u32, candidates, lower, upper);
+                }
+                if TAIL {
+                    let y =
+                        _mm512_mul_ps(_mm512_sub_ps(upper, tau), _mm512_set1_ps(writer.exponent));
+                    let others = live & !candidates;
+                    weights[g] = _mm512_mask_add_ps(weights[g], others, weights[g], exp2_up(y));
+                }
             }
         }
+        for g in 0..G {
+            tails[g] = _mm512_add_ps(tails[g], weights[g]);
+            if BLOCKS {
+                // In the order of `lanes::tree`.
+                pieces.sums[g][piece] = _mm512_reduce_add_ps(weights[g]);
+            }
+        }
+        if BLOCKS {
+            pieces.residuals[piece] = _mm512_reduce_max_ps(widest);
+        }
+        (from, piece) = (to, piece + 1);
     }
     for g in 0..G {
         writers[g].finish(&mut sinks[g]);
         if TAIL {
             sinks[g].add_tail(store(tails[g]));
+        }
+        if BLOCKS {
+            pieces.finish(g, &tiles, cuts, &group.constants[g], &mut sinks[g]);
         }
     }
 }

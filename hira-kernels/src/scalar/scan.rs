@@ -2,7 +2,8 @@
 
 use crate::query::FLUSH_LINES;
 use crate::scan::{Queries, Sink, Tiles};
-use crate::{QueryGroup, TILE, bf16};
+use crate::tail::{Cuts, Pieces};
+use crate::{QueryGroup, TILE, bf16, lanes};
 
 pub(crate) fn intervals(
     tiles: Tiles<'_>,
@@ -23,21 +24,46 @@ pub(crate) fn intervals(
 
 pub(crate) fn scan_block<const G: usize>(
     tiles: Tiles<'_>,
+    cuts: Cuts,
     queries: Queries<'_>,
     first: usize,
     base: u32,
     sinks: &mut [Sink<'_>; G],
 ) {
+    let mut pieces = Pieces::<G>::new();
     for (g, sink) in sinks.iter_mut().enumerate() {
         let mut tail = [0.0; TILE];
-        for tile in 0..tiles.len() {
-            let live = tiles.live(tile);
-            let (lower, upper) = bounds(tiles, tile, queries, first + g);
-            let slot = base + (tiles.first_slot() + tile * TILE) as u32;
-            sink.take(slot, &lower[..live], &upper[..live], &mut tail[..live]);
+        let (mut from, mut piece) = (0, 0);
+        while from < tiles.len() {
+            let to = cuts.end(&tiles, from);
+            let (mut weights, mut widest) = ([0.0; TILE], 0.0f32);
+            for tile in from..to {
+                let live = tiles.live(tile);
+                let (lower, upper) = bounds(tiles, tile, queries, first + g);
+                let slot = base + (tiles.first_slot() + tile * TILE) as u32;
+                sink.take(slot, &lower[..live], &upper[..live], &mut weights[..live]);
+                let residuals = parameters(tiles, tile).map(|[_, residual]| residual);
+                widest = residuals.take(live).fold(widest, f32::max);
+            }
+            for (sum, weight) in tail.iter_mut().zip(weights) {
+                *sum += weight;
+            }
+            pieces.sums[g][piece] = lanes::tree(weights);
+            pieces.residuals[piece] = widest;
+            (from, piece) = (to, piece + 1);
         }
         sink.add_tail(tail);
+        pieces.finish(g, &tiles, cuts, &queries.constants(first + g), sink);
     }
+}
+
+/// Scale and residual norm of the sixteen keys of a tile.
+fn parameters(tiles: Tiles<'_>, tile: usize) -> impl Iterator<Item = [f32; 2]> {
+    let line = &tiles.lines()[(tile + 1) * tiles.stride() - 1];
+    line.0.as_chunks::<4>().0.iter().map(|word| {
+        let word = u32::from_le_bytes(*word);
+        [(word >> 16) as u16, word as u16].map(bf16::decode)
+    })
 }
 
 /// Bounds of the scores of query `g` with the sixteen keys of a tile; the operations are those of
@@ -50,12 +76,9 @@ fn bounds(
 ) -> ([f32; TILE], [f32; TILE]) {
     let query = queries.constants(g);
     let products = products(tiles, tile, queries.group, g);
-    let parameters = &tiles.lines()[(tile + 1) * tiles.stride() - 1].0;
     let [low, high] = query.ends(tiles.norm(tile));
     let (mut lower, mut upper) = ([0.0; TILE], [0.0; TILE]);
-    for (l, word) in parameters.as_chunks::<4>().0.iter().enumerate() {
-        let word = u32::from_le_bytes(*word);
-        let (scale, residual) = (bf16::decode((word >> 16) as u16), bf16::decode(word as u16));
+    for (l, [scale, residual]) in parameters(tiles, tile).enumerate() {
         let product = query.scale * products[l];
         lower[l] = (-query.norm).mul_add(residual, product.mul_add(scale, low));
         upper[l] = query.norm.mul_add(residual, product.mul_add(scale, high));

@@ -1,0 +1,182 @@
+//! Tails by blocks of keys: where the weight of the keys that a scan did not keep lies, and how wide their intervals are.
+
+use crate::TILE;
+use crate::lanes;
+use crate::query::QueryConstants;
+use crate::scan::{BLOCK_TILES, Sink, Tiles};
+
+/// The keys of one block of slots that one scan did not make candidates; see [`ScanQuery::block_keys`](crate::ScanQuery::block_keys).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BlockTail {
+    /// `(base + slot) / block_keys` of those keys.
+    pub block: u32,
+    /// At least the sum over those keys of `exp(tail_scale * (upper - tau))`.
+    pub sum: f32,
+    /// At least `upper - lower` of each of those keys, in score units.
+    pub width: f32,
+}
+
+/// Outward factor of a block's sum.
+///
+/// That of a whole tail, `TAIL_UP` of the scan, whose `2.2e-5` for the exponents and `4e-6` for the additions leave
+/// `2.4e-5`: far above the four additions of the tree and the product with this factor, `5 * 2^-24`.
+const SUM_UP: f32 = 1.000_05;
+
+/// Outward factor of a width, over the exact value of its formula.
+///
+/// A width has three constants, rounded up, and four operations: `(1 + 2^-19) (1 - 2^-24)^4 > 1 + 2^-20`. The excess over the
+/// slack, at least `2^-20 * 2 * 65 * 2^-132 > 2^-145`, covers `2^-150` for each of the ten operations, here and in the bounds, that may be subnormal.
+const WIDTH_UP: f64 = 1.0 + 1.0 / (1u64 << 19) as f64;
+
+/// How wide the intervals of a query are, from the largest residual norm `r` and the largest tile norm `N` among the keys:
+/// `residual * r + (norm * N + slack)`.
+///
+/// A pair of bounds is `upper, lower = offset + scale t s +- (norm_q r + common)` with `common = error_q N + slack_q`, as
+/// [`QueryConstants`] has it, with three roundings each (the fourth, that of `common`, is the same in both). Each is at most `2^-24` of its result,
+/// and no result exceeds `(norm_q + error_q) N + |offset| + norm_q r + common`, because `|scale t s| <= ||q'|| ||s c||` with
+/// `||q'|| <= norm_q + error_q` and `||s c|| <= N` (up to terms of second order). Eight such roundings stand for the six:
+///
+/// ```text
+/// upper - lower <= 2 (norm_q r + common) + 2^-21 ((norm_q + error_q) N + |offset| + norm_q r + common)
+/// ```
+///
+/// which grows with `r` and `N`, so their maxima give a bound for all keys.
+#[derive(Clone, Copy)]
+struct Width {
+    residual: f32,
+    norm: f32,
+    slack: f32,
+}
+
+impl Width {
+    #[inline(always)]
+    fn new(query: &QueryConstants) -> Self {
+        let rounding = 1.0 / (1u64 << 21) as f64;
+        let twice = 2.0 + rounding;
+        let [norm, error, slack] = [query.norm, query.error, query.slack].map(f64::from);
+        let offset = f64::from(query.offset.abs());
+        Self {
+            residual: lanes::round_up(twice * norm * WIDTH_UP),
+            norm: lanes::round_up((twice * error + rounding * (norm + error)) * WIDTH_UP),
+            slack: lanes::round_up((twice * slack + rounding * offset) * WIDTH_UP),
+        }
+    }
+
+    #[inline(always)]
+    fn of(&self, residual: f32, norm: f32) -> f32 {
+        self.residual * residual + (self.norm * norm + self.slack)
+    }
+}
+
+/// How a run of tiles is cut into blocks of keys.
+#[derive(Clone, Copy)]
+pub(crate) struct Cuts {
+    /// Tiles of a block; 0 if there are no blocks, and everything is one piece.
+    tiles: usize,
+    /// The block of slot 0 of the sketch.
+    first: u32,
+}
+
+impl Cuts {
+    /// # Panics
+    ///
+    /// If `keys` is not a multiple of 16 up to 1024, or `base` not one of `keys`, unless `keys` is 0.
+    pub(crate) fn new(keys: usize, base: u32) -> Self {
+        if keys == 0 {
+            return Self { tiles: 0, first: 0 };
+        }
+        assert!(
+            keys.is_multiple_of(TILE) && keys <= BLOCK_TILES * TILE,
+            "a block has 1 to {BLOCK_TILES} whole tiles"
+        );
+        assert!(
+            (base as usize).is_multiple_of(keys),
+            "a scan's base begins a block"
+        );
+        Self {
+            tiles: keys / TILE,
+            first: (base as usize / keys) as u32,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.tiles > 0
+    }
+
+    /// The end of the piece of `tiles` that begins with its tile `from`: the next block's first tile, or the end of all.
+    #[inline(always)]
+    pub(crate) fn end(&self, tiles: &Tiles<'_>, from: usize) -> usize {
+        match self.tiles {
+            0 => tiles.len(),
+            block => {
+                let at = tiles.first_slot() / TILE + from;
+                tiles.len().min(from + block - at % block)
+            }
+        }
+    }
+
+    /// The end of the longest run of at most [`BLOCK_TILES`] tiles from `from` on that ends with a block, or with everything.
+    pub(crate) fn run_end(&self, tiles: &Tiles<'_>, from: usize) -> usize {
+        let end = from + BLOCK_TILES;
+        match self.tiles {
+            _ if end >= tiles.len() => tiles.len(),
+            0 => end,
+            block => end - (tiles.first_slot() / TILE + end) % block,
+        }
+    }
+
+    /// The block of the tile `tile` of `tiles`.
+    #[inline(always)]
+    fn block(&self, tiles: &Tiles<'_>, tile: usize) -> u32 {
+        self.first + ((tiles.first_slot() / TILE + tile) / self.tiles) as u32
+    }
+}
+
+/// What a kernel finds in each piece of a run of at most [`BLOCK_TILES`] tiles, for `G` queries.
+pub(crate) struct Pieces<const G: usize> {
+    /// Sums of the tail lanes, as [`lanes::tree`] adds them up; 0 exactly if every key is a candidate, as no weight is 0.
+    pub(crate) sums: [[f32; BLOCK_TILES]; G],
+    /// The largest residual norm of the keys, candidates included: one value for all queries.
+    pub(crate) residuals: [f32; BLOCK_TILES],
+}
+
+impl<const G: usize> Pieces<G> {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self {
+            sums: [[0.0; BLOCK_TILES]; G],
+            residuals: [0.0; BLOCK_TILES],
+        }
+    }
+
+    /// Appends the pieces that hold a key that is no candidate to the blocks of query `g`'s sink.
+    #[inline(always)]
+    pub(crate) fn finish(
+        &self,
+        g: usize,
+        run: &Tiles<'_>,
+        cuts: Cuts,
+        query: &QueryConstants,
+        sink: &mut Sink<'_>,
+    ) {
+        if !cuts.are_wanted() || sink.exponent == 0.0 {
+            return;
+        }
+        let width = Width::new(query);
+        let (mut from, mut piece) = (0, 0);
+        while from < run.len() {
+            let to = cuts.end(run, from);
+            let sum = self.sums[g][piece];
+            if sum > 0.0 {
+                let norm = (from..to).fold(0.0f32, |norm, tile| norm.max(run.norm(tile)));
+                sink.out.blocks.push(BlockTail {
+                    block: cuts.block(run, from),
+                    sum: sum * SUM_UP,
+                    width: width.of(self.residuals[piece], norm),
+                });
+            }
+            (from, piece) = (to, piece + 1);
+        }
+    }
+}
