@@ -71,6 +71,7 @@ impl HostAttention {
         let search = SearchConfig {
             plan: config.search_plan,
             max_candidates: config.max_candidates,
+            tail_block: config.compensated_block(),
             parallel: true,
         };
         Ok(Self {
