@@ -355,7 +355,6 @@ impl HostAttention {
             scale: call.scale,
             sink_tokens: self.config.sink_tokens,
             recent_window: self.config.recent_window,
-            compensates: true,
             timed: self.measures_time(),
             team,
         }

@@ -245,9 +245,7 @@ impl HostAttention {
         } else {
             planner::choose(&self.config, &self.rule, self.step(call, visible, head))
         };
-        // Sums of parts are of the keys that were attended to.
         let mut sparse = self.sparse_step(call, team);
-        sparse.compensates = false;
         let premises = sparse.premises(head, call.dim);
         scratch.sums.clear();
         if plan == HeadPlan::Sparse {
@@ -262,7 +260,7 @@ impl HostAttention {
             scratch.search.swap_history(head.search_history_mut());
             attended?;
             let answers = scratch.answers.iter();
-            let sums = answers.map(|answer| premises.sparse_sums(&answer.measured, answer.tail));
+            let sums = answers.map(|answer| premises.sparse_sums(answer));
             scratch.sums.extend(sums);
             let now = sparse::history(&scratch.answers, visible);
             head.record(planner::updated(head.history(), now));

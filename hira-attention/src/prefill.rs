@@ -5,7 +5,7 @@
 //! to every key from `min(searched, p + 1 - window)` up to its own. Keys beyond `searched` are all attended to: they add mass to what is
 //! kept and nothing to the tail, and the certificate of [`crate::sparse`] holds as it stands.
 //!
-//! Where tiles begin depends on the position alone, so the answer to a token does not depend on how a prompt is cut into calls.
+//! Where tiles begin depends on the position alone, so what a token attends to does not depend on how a prompt is cut into calls.
 
 use std::{ops::Range, sync::OnceLock, time::Instant};
 

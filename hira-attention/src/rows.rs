@@ -11,9 +11,9 @@ use crate::scratch::QueryScratch;
 /// The always-attended ranges at a number of visible keys: `0..sinks_end` and `window_start..visible`, disjoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Always {
+    searched: usize,
     sinks_end: usize,
     window_start: usize,
-    searched: usize,
     visible: usize,
 }
 
@@ -33,9 +33,9 @@ impl Always {
         let sinks_end = sink_tokens.min(visible);
         let window_start = visible.saturating_sub(recent_window).min(searched);
         Self {
+            searched,
             sinks_end,
             window_start: window_start.max(sinks_end),
-            searched,
             visible,
         }
     }
@@ -45,7 +45,7 @@ impl Always {
         self.sinks_end + (self.visible - self.window_start)
     }
 
-    /// Keys that were searched: only they are in a tail.
+    /// Keys that were searched: no tail knows of the others.
     pub(crate) fn searched(&self) -> usize {
         self.searched
     }
@@ -86,7 +86,7 @@ impl Always {
         );
     }
 
-    /// The weight of the rows that are attended to and were not selected: the search counts them in the tail. Notes it by blocks, too.
+    /// The weight of the searched rows that are attended to and were not selected: the search counts them in the tail. Notes it by blocks, too.
     ///
     /// `scratch.rows` and `scratch.weights` are those of [`collect`](Self::collect).
     pub(crate) fn count_unselected(

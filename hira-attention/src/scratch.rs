@@ -6,7 +6,8 @@ use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
 use crate::{
-    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy, sparse::SparseAnswer,
+    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy,
+    sparse::SparseAnswer,
 };
 
 /// Buffers of one query of a group.

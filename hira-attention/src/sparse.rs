@@ -24,8 +24,6 @@ pub(crate) struct SparseStep<'a> {
     pub(crate) scale: f32,
     pub(crate) sink_tokens: usize,
     pub(crate) recent_window: usize,
-    /// Whether means of blocks stand for the keys that are left out, where the search tells their weights.
-    pub(crate) compensates: bool,
     /// Whether the time of each phase is added to the scratch.
     pub(crate) timed: bool,
     pub(crate) team: &'a Team,
@@ -45,6 +43,8 @@ pub(crate) struct SparseAnswer {
     pub(crate) certificate: Certificate,
     /// What the certificate was made of.
     pub(crate) measured: Attended,
+    /// The weight that stands for keys that were left out, beside the measured one.
+    pub(crate) added: f64,
     pub(crate) tail: Tail,
 }
 
@@ -160,14 +160,9 @@ impl SparseStep<'_> {
             counted: always.count_unselected(selection, buffers),
             out_norm: 0.0,
         };
-        let shared = if selection.stats.plan == Plan::Dense {
-            selection.stats.survivors
-        } else {
-            0
-        };
         let means = head.means();
         let blocks = &selection.blocks;
-        let compensated = self.compensates && rows > 0 && !blocks.is_empty() && blocks.block_keys == means.block_keys();
+        let compensated = rows > 0 && !blocks.is_empty() && blocks.block_keys == means.block_keys();
         let mut mass = None;
         if compensated {
             let factors = premises.factors(&attended, selection.tail.reference);
@@ -192,6 +187,11 @@ impl SparseStep<'_> {
             let norm = attended.out_norm;
             mass.spread = buffers.compensation.spread(head.means(), mass, norm);
         }
+        let shared = if selection.stats.plan == Plan::Dense {
+            selection.stats.survivors
+        } else {
+            0
+        };
         SparseAnswer {
             survivors: selection.stats.survivors,
             scanned: selection.stats.scanned,
@@ -200,6 +200,7 @@ impl SparseStep<'_> {
             attended: rows,
             certificate: premises.sparse(attended, selection.tail, mass),
             measured: attended,
+            added: mass.map_or(0.0, |mass| mass.added),
             tail: selection.tail,
         }
     }

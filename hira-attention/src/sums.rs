@@ -1,9 +1,11 @@
 //! What is known of the sums of weights behind a partial output.
 
-use hira_search::Tail;
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::{Arithmetic, Attended, Premises, WEIGHT_ERROR, gamma};
+use crate::{
+    certificate::{Arithmetic, Premises, WEIGHT_ERROR, gamma},
+    sparse::SparseAnswer,
+};
 
 /// Margin for sums, products and exponentials in f64.
 pub(crate) const MARGIN: f64 = 1e-9;
@@ -56,8 +58,9 @@ impl Premises {
         }
     }
 
-    /// What is known after the keys of `attended` were attended to, and the rest is in `tail`.
-    pub(crate) fn sparse_sums(&self, attended: &Attended, tail: Tail) -> PartialSums {
+    /// What is known after an answer that left keys out.
+    pub(crate) fn sparse_sums(&self, answer: &SparseAnswer) -> PartialSums {
+        let (attended, tail) = (&answer.measured, answer.tail);
         let scale = f64::from(self.scale);
         let (log_sum_exp, slack) = if attended.rows == 0 {
             (f64::NEG_INFINITY, 0.0)
@@ -85,8 +88,10 @@ impl Premises {
         } else {
             highest
         };
+        // what the output was divided by holds what stands for keys that were left out
+        let compensated = 1.0 + answer.added / f64::from(attended.weight_sum).max(1.0);
         PartialSums {
-            log_sum_exp,
+            log_sum_exp: log_sum_exp + compensated.ln(),
             log_low: log_sum_exp - slack,
             log_high: both,
             log_tail,
