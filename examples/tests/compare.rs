@@ -145,12 +145,10 @@ fn selections_naive(
         .collect()
 }
 
-fn run(
-    host: &ComparisonHost,
-    rows: &Rows,
-    cache: &mut HiraCache,
-    cuts: &[usize],
-) -> (Vec<Vec<f32>>, Vec<Vec<Vec<u32>>>, u64) {
+/// Outputs by head, selections by head and token, keys attended to.
+type Answers = (Vec<Vec<f32>>, Vec<Vec<Vec<u32>>>, u64);
+
+fn run(host: &ComparisonHost, rows: &Rows, cache: &mut HiraCache, cuts: &[usize]) -> Answers {
     let (dim, value_dim) = (SHAPE.head_dim, SHAPE.value_dim);
     let mut out = vec![vec![0.0; LEN * value_dim]; HEADS];
     let mut selections = vec![vec![Vec::new(); LEN]; HEADS];
