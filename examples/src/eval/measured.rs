@@ -121,7 +121,7 @@ pub struct Measured<B: HiraBackend> {
 #[derive(Debug)]
 enum Inner<B: HiraBackend> {
     Hira(HiraAttention<B>),
-    Comparison(Comparison<B>),
+    Comparison(Box<Comparison<B>>),
 }
 
 /// One call's tensors: queries, keys, values.
@@ -140,7 +140,7 @@ impl<B: HiraBackend> Measured<B> {
         device: &B::Device,
     ) -> Result<Self, ConfigError> {
         let inner = match *rule {
-            EvalRule::Comparison(rule) => Inner::Comparison(Comparison::new(rule, base)?),
+            EvalRule::Comparison(rule) => Inner::Comparison(Box::new(Comparison::new(rule, base)?)),
             _ => Inner::Hira(rule.config(base).init(device)?),
         };
         Ok(Self {
