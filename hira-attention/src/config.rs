@@ -82,6 +82,11 @@ pub struct HiraAttentionConfig {
     pub sink_tokens: usize,
     /// The most recent keys, always attended to. Default 64.
     pub recent_window: usize,
+    /// Whether the mean values of blocks of positions stand in for the keys that a sparse step leaves out, weighed by what the search proves of
+    /// each block. The certificate is that of the answer with them. Default true.
+    pub tail_compensation: bool,
+    /// Positions of such a block, a multiple of 16 up to 1024. Costs `(2 Dv + 8) / tail_block` bytes a key in memory. Default 64.
+    pub tail_block: usize,
     /// Below this many visible keys the planner goes dense, and keys wait for their sketch. Default 1024.
     pub min_sparse_len: usize,
     /// A KV head whose rule keeps leaving out more than this softmax mass (the proven bound, mean over its group and recent steps) is
@@ -138,6 +143,8 @@ impl Default for HiraAttentionConfig {
             memory_budget: None,
             sink_tokens: 4,
             recent_window: 64,
+            tail_compensation: true,
+            tail_block: 64,
             min_sparse_len: 1024,
             max_dropped_mass: 0.5,
             max_error: None,
@@ -274,6 +281,13 @@ impl HiraAttentionConfig {
         self
     }
 
+    /// Sets whether block means stand in for the keys that a sparse step leaves out.
+    #[must_use]
+    pub fn with_tail_compensation(mut self, tail_compensation: bool) -> Self {
+        self.tail_compensation = tail_compensation;
+        self
+    }
+
     /// Sets what keys and values are stored in.
     #[must_use]
     pub fn with_precision(mut self, precision: Precision) -> Self {
@@ -395,6 +409,15 @@ impl HiraAttentionConfig {
                 self.segment_len as f64,
             );
         }
+        if !(16..=1024).contains(&self.tail_block)
+            || !self.tail_block.is_multiple_of(hira_kernels::TILE)
+        {
+            return value(
+                "tail_block",
+                "must be a multiple of 16 from 16 to 1024",
+                self.tail_block as f64,
+            );
+        }
         for (key, percent) in [
             ("percentile", self.percentile),
             ("budget_percent", self.budget_percent),
@@ -513,6 +536,15 @@ impl HiraAttentionConfig {
         Kernel::from_name(name).map_err(ConfigError::Kernel)
     }
 
+    /// Positions of a block whose mean value stands in for what is left out; 0 where none does.
+    pub(crate) fn compensated_block(&self) -> usize {
+        if self.tail_compensation && self.num_levels > 0 {
+            self.tail_block
+        } else {
+            0
+        }
+    }
+
     /// The engine on slices.
     ///
     /// # Errors
@@ -549,6 +581,7 @@ impl HiraAttentionConfig {
             shape.max_len,
         )
         .with_value_dim(shape.value_dim)
+        .with_tail_block(self.compensated_block())
         .with_budget(budget)
         .with_memory_policy(self.memory_policy)
         .with_index(

@@ -67,6 +67,7 @@ impl HostAttention {
         let search = SearchConfig {
             plan: config.search_plan,
             max_candidates: config.max_candidates,
+            tail_block: config.compensated_block(),
             parallel: true,
         };
         Ok(Self {
@@ -354,6 +355,7 @@ impl HostAttention {
             scale: call.scale,
             sink_tokens: self.config.sink_tokens,
             recent_window: self.config.recent_window,
+            compensates: true,
             timed: self.measures_time(),
             team,
         }

@@ -42,6 +42,7 @@
 
 mod certificate;
 mod choice;
+mod compensation;
 mod config;
 mod decode;
 mod dense;

@@ -245,7 +245,9 @@ impl HostAttention {
         } else {
             planner::choose(&self.config, &self.rule, self.step(call, visible, head))
         };
+        // Sums of parts are of the keys that were attended to.
         let mut sparse = self.sparse_step(call, team);
+        sparse.compensates = false;
         let premises = sparse.premises(head, call.dim);
         scratch.sums.clear();
         if plan == HeadPlan::Sparse {

@@ -4,7 +4,8 @@
 //!
 //! A certificate bounds the output error by `p (V + ||o||) + r`: the dropped mass, the largest norm of a value, that of the output, and rounding. So
 //! `p <= (E - r) / (V + ||o|| + r)` holds it below `E`. The rule by mass finds the keys that prove such a `p`; `||o||` changes with them, which a
-//! margin and a second try provide for. What decides is the certificate of the answer in the end, never this estimate.
+//! margin and a second try provide for. With tail compensation the certificate is smaller: then the share is the larger one that its own ratio of
+//! error to dropped mass gives. What decides is the certificate of the answer in the end, never this estimate.
 
 use hira_threshold::ThresholdRule;
 
@@ -77,7 +78,16 @@ pub(crate) fn share(
         let measured = &answer.measured;
         let rounding = premises.sparse_rounding(measured.query_norm, measured.visible);
         let norms = f64::from(premises.value_norm) + f64::from(measured.out_norm) + rounding;
-        (f64::from(most) - rounding) / norms
+        let allowed = f64::from(most) - rounding;
+        let certificate = answer.certificate;
+        let error = f64::from(certificate.output_error_bound) - rounding;
+        let by_ratio = f64::from(certificate.dropped_mass_bound) * allowed / error;
+        let by_norms = allowed / norms;
+        if error > 0.0 && by_ratio > by_norms {
+            by_ratio
+        } else {
+            by_norms
+        }
     });
     let smallest = shares.fold(1.0, f64::min);
     let share = smallest * (1.0 - MARGIN) / f64::from(1_u32 << attempt);

@@ -13,6 +13,7 @@ use crate::scratch::QueryScratch;
 pub(crate) struct Always {
     sinks_end: usize,
     window_start: usize,
+    searched: usize,
     visible: usize,
 }
 
@@ -34,6 +35,7 @@ impl Always {
         Self {
             sinks_end,
             window_start: window_start.max(sinks_end),
+            searched,
             visible,
         }
     }
@@ -41,6 +43,11 @@ impl Always {
     /// Keys that are attended to whatever a search finds.
     pub(crate) fn len(&self) -> usize {
         self.sinks_end + (self.visible - self.window_start)
+    }
+
+    /// Keys that were searched: only they are in a tail.
+    pub(crate) fn searched(&self) -> usize {
+        self.searched
     }
 
     /// Keys that the query sees.
@@ -78,6 +85,42 @@ impl Always {
             scratch,
         );
     }
+
+    /// The weight of the rows that are attended to and were not selected: the search counts them in the tail. Notes it by blocks, too.
+    ///
+    /// `scratch.rows` and `scratch.weights` are those of [`collect`](Self::collect).
+    pub(crate) fn count_unselected(
+        &self,
+        selection: &Selection,
+        scratch: &mut QueryScratch,
+    ) -> f64 {
+        let blocks = &selection.blocks;
+        scratch.compensation.begin(blocks.len());
+        let window = scratch.rows.len() - (self.visible - self.window_start);
+        let selected = &selection.positions;
+        let before = selected.partition_point(|&p| (p as usize) < self.sinks_end);
+        let after = selected.partition_point(|&p| (p as usize) < self.window_start);
+        let mut sum = 0.0;
+        for (rows, selected) in [
+            (0..self.sinks_end, &selected[..before]),
+            (window..scratch.rows.len(), &selected[after..]),
+        ] {
+            let mut selected = selected.iter().peekable();
+            for row in rows {
+                let position = scratch.rows[row];
+                if position as usize >= self.searched {
+                    break;
+                }
+                if selected.next_if_eq(&&position).is_none() {
+                    let weight = scratch.weights[row];
+                    sum += f64::from(weight);
+                    let compensation = &mut scratch.compensation;
+                    compensation.count(position as usize, blocks.block_keys, weight);
+                }
+            }
+        }
+        sum
+    }
 }
 
 fn score_range(
@@ -97,16 +140,16 @@ fn score_range(
     }
 }
 
-/// `out += sum of weights[i] * value of rows[i]`, rows in order.
+/// `out += sum of weights[i] * value of rows[i]`, rows in order; `rebased` is a buffer.
 pub(crate) fn add_weighted_values(
     kernel: Kernel,
     head: &HeadCache,
-    scratch: &mut QueryScratch,
+    (rows, weights): (&[u32], &[f32]),
+    rebased: &mut Vec<u32>,
     out: &mut [f32],
 ) {
     let values = head.values();
     let run_len = values.run_len();
-    let (rows, weights, rebased) = (&scratch.rows, &scratch.weights, &mut scratch.rebased);
     let mut done = 0;
     while let Some(&row) = rows.get(done) {
         let run = row as usize / run_len;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
-use crate::{PartialSums, PhaseTimes, dense::RangeCopy, sparse::SparseAnswer};
+use crate::{
+    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy, sparse::SparseAnswer,
+};
 
 /// Buffers of one query of a group.
 #[derive(Debug, Default)]
@@ -14,6 +16,7 @@ pub(crate) struct QueryScratch {
     pub(crate) scores: Vec<f32>,
     pub(crate) weights: Vec<f32>,
     pub(crate) rebased: Vec<u32>,
+    pub(crate) compensation: CompensationScratch,
 }
 
 /// Buffers of one KV head's task.

@@ -1,4 +1,4 @@
-//! The sparse plan: search, then attention over the selected keys.
+//! The sparse plan: search, then attention over the selected keys, then what stands for the others.
 
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use hira_threshold::ThresholdRule;
 use crate::{
     Certificate,
     certificate::{Attended, Premises},
+    compensation::CompensatedStep,
     rows::{Always, add_weighted_values},
     scratch::{HeadScratch, QueryScratch},
 };
@@ -23,6 +24,8 @@ pub(crate) struct SparseStep<'a> {
     pub(crate) scale: f32,
     pub(crate) sink_tokens: usize,
     pub(crate) recent_window: usize,
+    /// Whether means of blocks stand for the keys that are left out, where the search tells their weights.
+    pub(crate) compensates: bool,
     /// Whether the time of each phase is added to the scratch.
     pub(crate) timed: bool,
     pub(crate) team: &'a Team,
@@ -144,33 +147,58 @@ impl SparseStep<'_> {
             &mut buffers.weights,
         );
         out.fill(0.0);
-        add_weighted_values(self.kernel, head, buffers, out);
-        if rows > 0 {
-            // the largest weight is 1, so the sum is at least 1
-            let inverse = 1.0 / weight_sum;
-            out.iter_mut().for_each(|element| *element *= inverse);
-        }
+        let attended_rows = (&buffers.rows[..], &buffers.weights[..]);
+        let rebased = &mut buffers.rebased;
+        add_weighted_values(self.kernel, head, attended_rows, rebased, out);
         let premises = self.premises(head, query.len());
-        let attended = Attended {
+        let mut attended = Attended {
             query_norm: norm(query),
             visible: always.visible(),
             rows,
             max_score,
             weight_sum,
-            out_norm: norm(out),
+            counted: always.count_unselected(selection, buffers),
+            out_norm: 0.0,
         };
         let shared = if selection.stats.plan == Plan::Dense {
             selection.stats.survivors
         } else {
             0
         };
+        let means = head.means();
+        let blocks = &selection.blocks;
+        let compensated = self.compensates && rows > 0 && !blocks.is_empty() && blocks.block_keys == means.block_keys();
+        let mut mass = None;
+        if compensated {
+            let factors = premises.factors(&attended, selection.tail.reference);
+            let step = CompensatedStep {
+                kernel: self.kernel,
+                head,
+                tail: blocks,
+                scale: self.scale,
+                visible: always.searched(),
+            };
+            let rows = (&buffers.rows[..], &buffers.weights[..]);
+            mass = buffers.compensation.add_to(step, rows, factors, out);
+        }
+        if rows > 0 {
+            // the largest weight is 1, so the sum is at least 1
+            let added = mass.map_or(0.0, |mass| mass.added);
+            let inverse = (1.0 / (f64::from(weight_sum) + added)) as f32;
+            out.iter_mut().for_each(|element| *element *= inverse);
+        }
+        attended.out_norm = norm(out);
+        if let Some(mass) = &mut mass {
+            let norm = attended.out_norm;
+            mass.spread = buffers.compensation.spread(head.means(), mass, norm);
+        }
         SparseAnswer {
             survivors: selection.stats.survivors,
             scanned: selection.stats.scanned,
             shared,
             scored: selection.stats.survivors - shared + always.len(),
             attended: rows,
-            certificate: premises.sparse(attended, selection.tail),
+            certificate: premises.sparse(attended, selection.tail, mass),
             measured: attended,
             tail: selection.tail,
         }

@@ -38,6 +38,38 @@ fn defaults_are_the_documented_ones_in_every_format() {
 }
 
 #[test]
+fn block_means_are_kept_where_a_sparse_step_uses_them() {
+    let shape = CacheShape {
+        layers: 1,
+        sequences: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        value_dim: 8,
+        max_len: 64,
+    };
+    for (text, block_keys) in [
+        ("", 64),
+        ("tail_block = 32", 32),
+        ("tail_compensation = false", 0),
+        ("num_levels = 0", 0),
+    ] {
+        let config = HiraAttentionConfig::from_toml(text).unwrap();
+        let cache = config.init_cache(shape).unwrap();
+        let head = &cache.layer(0).unwrap().heads()[0];
+        assert_eq!(head.means().block_keys(), block_keys, "{text}");
+    }
+    for tail_block in [0, 8, 40, 1040] {
+        let text = format!("tail_block = {tail_block}");
+        let refused = HiraAttentionConfig::from_toml(&text).unwrap_err();
+        assert!(
+            chain(&refused).contains("tail_block"),
+            "{}",
+            chain(&refused)
+        );
+    }
+}
+
+#[test]
 fn a_precision_is_chosen_by_its_name_and_reaches_the_cache() {
     assert_eq!(HiraAttentionConfig::new().precision, Precision::F32);
     let shape = CacheShape {
@@ -52,6 +84,8 @@ fn a_precision_is_chosen_by_its_name_and_reaches_the_cache() {
         let text = format!("precision = \"{precision}\"");
         let config = HiraAttentionConfig::from_toml(&text).unwrap();
         assert_eq!(config, HiraAttentionConfig::new().with_precision(precision));
+        // without means of values, which are counted among them
+        let config = config.with_tail_compensation(false);
         let mut cache = config.init_cache(shape).unwrap();
         let rows = [0.1; 8 * 512];
         cache.append(0, &rows, &rows).unwrap();

@@ -3,7 +3,7 @@
 use hira_kernels::tile_lines;
 use hira_memory::{MemoryReport, Tier};
 
-use crate::{CacheConfig, CacheError, LayerCache};
+use crate::{BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache};
 
 /// Keys, values and key indexes of every layer, sequence and KV head.
 ///
@@ -126,7 +126,7 @@ impl HiraCache {
         self.layer_mut(layer)?.append_checked(tokens, keys, values)
     }
 
-    /// Bytes that one token adds to one layer: exact key and value, and its share of a sketch tile.
+    /// Bytes that one token adds to one layer: exact key and value, and its shares of a sketch tile and of a block's mean value.
     pub fn bytes_per_token(&self) -> usize {
         let exact =
             (self.config.head_dim + self.config.value_dim) * self.config.index.precision.bytes();
@@ -136,7 +136,8 @@ impl HiraCache {
             // a tile of 16 keys is `tile_lines` lines of 64 bytes, and one norm
             (tile_lines(self.config.head_dim) * 64 + size_of::<f32>()).div_ceil(16)
         };
-        self.config.sequences * self.config.kv_heads * (exact + sketch)
+        let means = BlockMeans::bytes_per_token(self.config.tail_block, self.config.value_dim);
+        self.config.sequences * self.config.kv_heads * (exact + sketch + means)
     }
 
     /// Forgets the tokens from `len` on, in every layer; a cache that holds fewer is left as it is.
@@ -160,7 +161,8 @@ impl HiraCache {
         let mut report = MemoryReport::default();
         let capacity = self.config.budget.limit().unwrap_or(usize::MAX);
         let heads = || self.layers.iter().flat_map(|layer| layer.heads());
-        let used = heads().map(|head| head.index().memory_usage().total() + head.values().bytes());
+        let values = |head: &HeadCache| head.values().bytes() + head.means().bytes();
+        let used = heads().map(|head| head.index().memory_usage().total() + values(head));
         let policy = self
             .config
             .memory_policy
@@ -168,7 +170,7 @@ impl HiraCache {
         for head in heads() {
             report.add_index(
                 &head.index().memory_usage(),
-                head.values().bytes(),
+                values(head),
                 policy,
                 &self.config.tiers,
             );

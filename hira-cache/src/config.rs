@@ -1,10 +1,13 @@
 //! The shape and the limits of a cache.
 
 use hira_index::IndexConfig;
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, TILE};
 use hira_memory::{Budget, MemoryPolicy, Tier};
 
 use crate::CacheError;
+
+/// The longest block of which a scan can bound the tail.
+const MAX_TAIL_BLOCK: usize = 1024;
 
 /// Shape, index and limits of a [`HiraCache`](crate::HiraCache).
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +26,8 @@ pub struct CacheConfig {
     pub max_len: usize,
     /// How keys are indexed; its `dim` is replaced by `head_dim`. Its `precision` is that of the values, too.
     pub index: IndexConfig,
+    /// Positions of a block whose mean value is kept, a multiple of 16; 0 keeps none. Default 64. See [`BlockMeans`](crate::BlockMeans).
+    pub tail_block: usize,
     /// On which tier each part should lie.
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of keys, values and index.
@@ -53,6 +58,7 @@ impl CacheConfig {
                 dim: head_dim,
                 ..IndexConfig::default()
             },
+            tail_block: 64,
             memory_policy: MemoryPolicy::default(),
             budget: Budget::unlimited(),
             tiers: vec![Tier::Host],
@@ -71,6 +77,13 @@ impl CacheConfig {
     #[must_use]
     pub fn with_index(mut self, index: IndexConfig) -> Self {
         self.index = index;
+        self
+    }
+
+    /// Sets the length of the blocks whose mean value is kept; 0 keeps none.
+    #[must_use]
+    pub fn with_tail_block(mut self, tail_block: usize) -> Self {
+        self.tail_block = tail_block;
         self
     }
 
@@ -109,6 +122,13 @@ impl CacheConfig {
                     received,
                 });
             }
+        }
+        if !self.tail_block.is_multiple_of(TILE) || self.tail_block > MAX_TAIL_BLOCK {
+            return Err(CacheError::Config {
+                key: "tail_block",
+                requirement: "must be a multiple of 16, at most 1024",
+                received: self.tail_block,
+            });
         }
         // positions are u32
         if self.max_len > u32::MAX as usize {

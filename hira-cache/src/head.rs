@@ -1,4 +1,4 @@
-//! One KV head of one sequence: its index and its values.
+//! One KV head of one sequence: its index, its values, and their means by blocks.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use hira_index::{HierarchicalIndex, IndexError};
 use hira_kernels::{MAX_NORM, Precision, StoredSlice};
 use hira_search::SearchHistory;
 
-use crate::{CacheConfig, ValueStore};
+use crate::{BlockMeans, CacheConfig, ValueStore};
 
 /// Keys and values of a range of positions that are contiguous in memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,6 +26,7 @@ pub struct KvRun<'a> {
 pub struct HeadCache {
     index: HierarchicalIndex,
     values: ValueStore,
+    means: BlockMeans,
     max_key_norm: f32,
     max_value_norm: f32,
     history: Option<SparseHistory>,
@@ -58,6 +59,7 @@ impl HeadCache {
         Ok(Self {
             index: HierarchicalIndex::with_kernel(index, config.kernel)?,
             values,
+            means: BlockMeans::new(config.tail_block, config.value_dim),
             max_key_norm: 0.0,
             max_value_norm: 0.0,
             history: None,
@@ -84,6 +86,11 @@ impl HeadCache {
     /// The values.
     pub fn values(&self) -> &ValueStore {
         &self.values
+    }
+
+    /// The mean values of the complete blocks of positions.
+    pub fn means(&self) -> &BlockMeans {
+        &self.means
     }
 
     /// An upper bound on the Euclidean norm of every key, as stored, that was ever stored since the last reset.
@@ -184,6 +191,7 @@ impl HeadCache {
     pub(crate) fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), IndexError> {
         self.index.append(keys)?;
         self.values.append(values);
+        self.means.follow(&self.values);
         let precision = self.values.precision();
         let key_norm = max_norm(keys, self.index.dim(), precision);
         let value_norm = max_norm(values, self.values.dim(), precision);
@@ -195,11 +203,13 @@ impl HeadCache {
     pub(crate) fn truncate(&mut self, len: usize) {
         self.index.truncate(len);
         self.values.truncate(len);
+        self.means.truncate(len);
     }
 
     pub(crate) fn reset(&mut self) {
         self.index.clear();
         self.values.truncate(0);
+        self.means.truncate(0);
         self.max_key_norm = 0.0;
         self.max_value_norm = 0.0;
         self.history = None;

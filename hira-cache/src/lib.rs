@@ -25,6 +25,7 @@ mod config;
 mod error;
 mod head;
 mod layer;
+mod means;
 mod values;
 
 #[cfg(feature = "burn")]
@@ -35,4 +36,5 @@ pub use config::CacheConfig;
 pub use error::CacheError;
 pub use head::{HeadCache, KvRun, SparseHistory};
 pub use layer::LayerCache;
+pub use means::{BlockMeans, MeanRun};
 pub use values::ValueStore;

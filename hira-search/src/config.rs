@@ -1,9 +1,13 @@
 //! Settings of a searcher.
 
+use hira_kernels::TILE;
 use serde::{Deserialize, Serialize};
 
 use crate::error::SearchError;
 use crate::plan::PlanChoice;
+
+/// The longest block that a scan sums apart.
+const MAX_TAIL_BLOCK: usize = 1024;
 
 /// How a [`HalfspaceSearcher`](crate::HalfspaceSearcher) works. No setting but `max_candidates` changes an answer.
 ///
@@ -23,6 +27,8 @@ pub struct SearchConfig {
     pub plan: PlanChoice,
     /// At most this many keys are selected: the best by score, ties to the lower position.
     pub max_candidates: Option<usize>,
+    /// Positions of a block of [`Selection::blocks`](crate::Selection::blocks), a multiple of 16, at most 1024; 0, the default, asks for no blocks.
+    pub tail_block: usize,
     /// Whether one search may use several rayon threads (it may always be called from inside rayon tasks).
     pub parallel: bool,
 }
@@ -32,6 +38,7 @@ impl Default for SearchConfig {
         Self {
             plan: PlanChoice::Auto,
             max_candidates: None,
+            tail_block: 0,
             parallel: true,
         }
     }
@@ -50,6 +57,12 @@ impl SearchConfig {
         self
     }
 
+    /// Sets the length of the blocks by which tails are bounded; 0 asks for none.
+    pub fn with_tail_block(mut self, tail_block: usize) -> Self {
+        self.tail_block = tail_block;
+        self
+    }
+
     /// Sets whether one search may use several threads.
     pub fn with_parallel(mut self, parallel: bool) -> Self {
         self.parallel = parallel;
@@ -59,12 +72,18 @@ impl SearchConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`SearchError::Config`] if `max_candidates` is 0.
+    /// [`SearchError::Config`] if `max_candidates` is 0, or `tail_block` is not one of its values.
     pub fn validate(&self) -> Result<(), SearchError> {
         if self.max_candidates == Some(0) {
             return Err(SearchError::Config {
                 key: "max_candidates",
                 requirement: "at least 1",
+            });
+        }
+        if !self.tail_block.is_multiple_of(TILE) || self.tail_block > MAX_TAIL_BLOCK {
+            return Err(SearchError::Config {
+                key: "tail_block",
+                requirement: "a multiple of 16, at most 1024",
             });
         }
         Ok(())

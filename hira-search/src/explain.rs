@@ -49,6 +49,7 @@ impl HalfspaceSearcher {
             visible,
             targets: &scratch.resolving.targets,
             scale,
+            tail_block: 0,
         };
         let shape = Shape::of(&group);
         let mut estimates: Vec<PlanEstimate> = estimates(&shape, &before).collect();

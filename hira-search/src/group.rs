@@ -15,6 +15,8 @@ pub(crate) struct Group<'a> {
     /// One for each query.
     pub(crate) targets: &'a [Target],
     pub(crate) scale: f32,
+    /// Positions of a block of the tail; 0 if the tail is not asked for by blocks.
+    pub(crate) tail_block: usize,
 }
 
 impl Group<'_> {

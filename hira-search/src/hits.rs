@@ -173,6 +173,7 @@ impl<'a> Walk<'a> {
             visible: self.index.len(),
             targets: &[],
             scale: 0.0,
+            tail_block: 0,
         }
     }
 

@@ -20,6 +20,7 @@
 //! 5. **Survivors**: candidates whose upper bound reaches the proven threshold are scored exactly, and the rule is settled on exact scores.
 
 mod best_first;
+mod blocks;
 #[cfg(feature = "burn")]
 pub mod burn;
 mod config;
@@ -48,6 +49,7 @@ mod visible;
 mod warm;
 mod workers;
 
+pub use blocks::TailBlocks;
 pub use config::SearchConfig;
 pub use error::SearchError;
 pub use explain::{Chosen, Explanation};

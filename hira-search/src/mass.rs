@@ -86,7 +86,7 @@ impl MassRescoring {
             let found = &part.found[g];
             self.keys.push_bounds(&found.lower, &found.upper);
             // No part of a search by mass raises its threshold.
-            tail = tail::add(tail, found.tail);
+            tail = tail::add(tail, tail::add(found.tail, part.apart[g]));
         }
         self.attempts += 1;
         if self.keys.is_empty() {

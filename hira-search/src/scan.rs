@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE};
 
+use crate::blocks::{self, Apart};
 use crate::group::Group;
 use crate::partition::Run;
 use crate::settle::Target;
@@ -22,6 +23,8 @@ pub(crate) struct Scan<'a> {
     pub(crate) prepared: &'a QueryGroup,
     /// Of each visible segment.
     pub(crate) offsets: &'a [SegmentOffsets],
+    /// Slots that are in no block of the tail.
+    pub(crate) apart: &'a Apart,
 }
 
 /// One part's state: for each query its threshold and candidates. Every key of the part that is not a candidate is in the
@@ -30,6 +33,8 @@ pub(crate) struct Scan<'a> {
 pub(crate) struct Part {
     pub(crate) queries: Vec<ScanQuery>,
     pub(crate) found: Vec<Candidates>,
+    /// If the tail is asked for by blocks, the tails of the keys that are in none, which are then not in those of `found`.
+    pub(crate) apart: Vec<f64>,
     /// Length at which each candidate list is cut down next.
     limits: Vec<usize>,
     lower: Vec<f32>,
@@ -49,24 +54,25 @@ impl Part {
     }
 
     /// Starts a pass with one threshold a query. A query whose threshold is `+inf` takes no part.
-    pub(crate) fn begin(
-        &mut self,
-        targets: &[Target],
-        scale: f32,
-        taus: impl Iterator<Item = f32>,
-    ) {
+    pub(crate) fn begin(&mut self, group: &Group<'_>, taus: impl Iterator<Item = f32>) {
         self.queries.clear();
         self.queries.extend(taus.map(|tau| ScanQuery {
             tau,
-            tail_scale: if tau == f32::INFINITY { 0.0 } else { scale },
-            block_keys: 0,
+            tail_scale: if tau == f32::INFINITY {
+                0.0
+            } else {
+                group.scale
+            },
+            block_keys: group.tail_block,
         }));
         let queries = self.queries.len();
         self.found.resize_with(queries, Candidates::default);
         self.found.iter_mut().for_each(Candidates::clear);
+        self.apart.clear();
+        self.apart.resize(queries, 0.0);
         self.limits.clear();
         self.limits
-            .extend(targets.iter().map(|target| match *target {
+            .extend(group.targets.iter().map(|target| match *target {
                 Target::AtLeast { .. } | Target::Mass { .. } => usize::MAX,
                 Target::Top { k, .. } => k.saturating_mul(2).saturating_add(SPARE_CANDIDATES),
             }));
@@ -95,12 +101,38 @@ impl Part {
         while tile < run.tiles.end {
             let tiles = tile..run.tiles.end.min(tile + CHUNK_TILES);
             tile = tiles.end;
-            if visible.is_mixed() {
-                self.scan_mixed(scan, visible, run.segment, tiles);
+            let block_keys = scan.group.tail_block;
+            if block_keys == 0 || visible.in_blocks(block_keys) {
+                self.scan_visible(scan, visible, run.segment, tiles);
             } else {
-                self.scan_tiles(scan, visible, run.segment, tiles);
+                // What goes into the tail belongs to no block.
+                self.swap_tails(0);
+                self.scan_visible(scan, visible, run.segment, tiles);
+                self.swap_tails(block_keys);
             }
-            self.raise(scan.group);
+            self.raise(scan.group, scan.apart);
+        }
+    }
+
+    /// Exchanges the tails of keys in blocks with those of keys in none, before and after a scan of the latter.
+    fn swap_tails(&mut self, block_keys: usize) {
+        let tails = self.apart.iter_mut().zip(&mut self.found);
+        tails.for_each(|(apart, found)| std::mem::swap(apart, &mut found.tail));
+        let queries = self.queries.iter_mut();
+        queries.for_each(|query| query.block_keys = block_keys);
+    }
+
+    fn scan_visible(
+        &mut self,
+        scan: &Scan<'_>,
+        visible: &Visible<'_>,
+        segment: usize,
+        tiles: Range<usize>,
+    ) {
+        if visible.is_mixed() {
+            self.scan_mixed(scan, visible, segment, tiles);
+        } else {
+            self.scan_tiles(scan, visible, segment, tiles);
         }
     }
 
@@ -198,11 +230,12 @@ impl Part {
     /// Cuts down the candidate list of every top-k query that has outgrown its limit.
     ///
     /// The `k`-th largest lower bound of any keys is a proven threshold: those `k` keys reach it, so the `k`-th best does.
-    fn raise(&mut self, group: &Group<'_>) {
-        for (((query, found), limit), target) in self
+    fn raise(&mut self, group: &Group<'_>, apart: &Apart) {
+        for ((((query, found), tail_apart), limit), target) in self
             .queries
             .iter_mut()
             .zip(&mut self.found)
+            .zip(&mut self.apart)
             .zip(&mut self.limits)
             .zip(group.targets)
         {
@@ -214,7 +247,7 @@ impl Part {
             }
             let tau = group.kernel.kth_largest(&found.lower, k);
             if tau > query.tau {
-                drop_below(found, query.tail_scale, query.tau, tau);
+                drop_below(found, tail_apart, query, tau, apart);
                 query.tau = tau;
             }
             // With many ties little is dropped: twice the length keeps the total work linear.
@@ -223,29 +256,50 @@ impl Part {
     }
 }
 
-/// Drops the candidates whose upper bound is below `to`, and moves the tail from the reference `from` to `to`.
-fn drop_below(found: &mut Candidates, scale: f32, from: f32, to: f32) {
+/// Drops the candidates whose upper bound is below `to`, and moves the tails from the query's threshold to `to`.
+fn drop_below(
+    found: &mut Candidates,
+    tail_apart: &mut f64,
+    query: &ScanQuery,
+    to: f32,
+    apart: &Apart,
+) {
+    let (scale, from) = (query.tail_scale, query.tau);
     let mut sum = tail::rescale(found.tail, scale, from, to);
+    let mut sum_apart = tail::rescale(*tail_apart, scale, from, to);
+    blocks::raise(&mut found.blocks, scale, from, to);
     let mut kept = 0;
     for i in 0..found.slots.len() {
-        let upper = found.upper[i];
-        found.slots[kept] = found.slots[i];
-        found.lower[kept] = found.lower[i];
+        let (slot, lower, upper) = (found.slots[i], found.lower[i], found.upper[i]);
+        found.slots[kept] = slot;
+        found.lower[kept] = lower;
         found.upper[kept] = upper;
         if upper >= to {
             kept += 1;
         } else if scale > 0.0 {
-            sum = tail::add(sum, tail::weight(scale, upper, to));
+            let weight = tail::weight(scale, upper, to);
+            if query.block_keys > 0 && apart.holds(slot) {
+                sum_apart = tail::add(sum_apart, weight);
+                continue;
+            }
+            sum = tail::add(sum, weight);
+            if query.block_keys > 0 {
+                let block = slot / query.block_keys as u32;
+                blocks::drop_candidate(&mut found.blocks, block, weight, (lower, upper));
+            }
         }
     }
     found.slots.truncate(kept);
     found.lower.truncate(kept);
     found.upper.truncate(kept);
     found.tail = sum;
+    *tail_apart = sum_apart;
 }
 
 #[cfg(test)]
 mod tests {
+    use hira_kernels::BlockTail;
+
     use super::*;
 
     #[test]
@@ -255,13 +309,31 @@ mod tests {
             lower: vec![0.0, 3.0, 1.0, 2.0],
             upper: vec![1.0, 4.0, 2.0, 3.0],
             tail: 5.0,
-            ..Candidates::default()
+            blocks: vec![BlockTail {
+                block: 0,
+                sum: 5.0,
+                width: 0.25,
+            }],
         };
-        drop_below(&mut found, 0.5, 1.0, 3.0);
+        let mut tail_apart = 2.0;
+        let query = ScanQuery {
+            tau: 1.0,
+            tail_scale: 0.5,
+            block_keys: 16,
+        };
+        let apart = &Apart::default();
+        drop_below(&mut found, &mut tail_apart, &query, 3.0, apart);
         assert_eq!(found.slots, [2, 4]);
         assert_eq!((found.lower, found.upper), (vec![3.0, 2.0], vec![4.0, 3.0]));
         // The old tail moves from the reference 1 to 3; the dropped upper bounds 1 and 2 join it.
         let exact = 5.0 * (-1.0f64).exp() + (-1.0f64).exp() + (-0.5f64).exp();
         assert!(found.tail >= exact && found.tail < exact * 1.001);
+        let [block] = found.blocks[..] else {
+            panic!("one block")
+        };
+        assert!(f64::from(block.sum) >= exact && f64::from(block.sum) < exact * 1.001);
+        assert!(block.width >= 1.0);
+        let exact = 2.0 * (-1.0f64).exp();
+        assert!(tail_apart >= exact && tail_apart < exact * 1.001);
     }
 }

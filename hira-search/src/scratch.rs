@@ -3,6 +3,7 @@
 use hira_kernels::{QueryGroup, SegmentOffsets, Team};
 
 use crate::best_first::BestFirst;
+use crate::blocks::Apart;
 use crate::dense::DenseScores;
 use crate::estimate::Sample;
 use crate::group::Group;
@@ -29,6 +30,7 @@ pub struct Scratch {
     prepared: QueryGroup,
     norms: Vec<f32>,
     offsets: Vec<SegmentOffsets>,
+    apart: Apart,
     warm: WarmStart,
     best_first: BestFirst,
     sample: Sample,
@@ -63,6 +65,7 @@ impl Scratch {
         parts
             + rescoring
             + self.resolving.memory_usage()
+            + self.apart.memory_usage()
             + self.warm.memory_usage()
             + self.best_first.memory_usage()
             + self.sample.memory_usage()
@@ -109,6 +112,7 @@ impl Scratch {
         let dense = &self.dense;
         let select = |(g, (rescoring, out)): (usize, (&mut Rescoring, &mut Selection))| {
             dense.select(group, g, &mut rescoring.settling, out);
+            rescoring.add_blocks(group, out);
         };
         let queries = self.rescoring.iter_mut().zip(out.iter_mut());
         team.for_each(queries.enumerate(), select);
@@ -187,6 +191,8 @@ impl Scratch {
     fn prepare(&mut self, group: &Group<'_>) {
         self.prepared
             .prepare(group.kernel, group.queries, group.dim());
+        self.apart
+            .find(group.index, group.visible, group.tail_block);
         self.norms.clear();
         self.norms
             .extend((0..group.len()).map(|g| self.prepared.norm(g)));
@@ -222,6 +228,7 @@ impl Scratch {
             group,
             prepared: &self.prepared,
             offsets: &self.offsets,
+            apart: &self.apart,
         };
         self.warm.raise(group, &self.history, &mut self.taus, team);
         note_raised(&self.taus, &mut self.firsts, FirstThreshold::Previous);
@@ -285,10 +292,11 @@ impl Scratch {
             group,
             prepared: &self.prepared,
             offsets: &self.offsets,
+            apart: &self.apart,
         };
         let (taus, partition) = (&self.taus, &self.partition);
         let work = |(i, part): (usize, &mut Part)| {
-            part.begin(group.targets, group.scale, taus.iter().copied());
+            part.begin(group, taus.iter().copied());
             part.scan(&scan, partition.part(i));
         };
         team.for_each(self.parts[..count].iter_mut().enumerate(), work);
@@ -297,7 +305,7 @@ impl Scratch {
     /// Completes every query whose candidates suffice, and leaves a proven threshold for the others.
     fn select(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
         let parts = &self.parts[..self.partition.len()];
-        let skipped = &self.descent.tails;
+        let (skipped, apart) = (&self.descent.tails, &self.apart);
         let work = |(g, ((rescoring, tau), out)): (
             usize,
             ((&mut Rescoring, &mut f32), &mut Selection),
@@ -305,7 +313,7 @@ impl Scratch {
             if *tau == f32::INFINITY {
                 return;
             }
-            *tau = match rescoring.select(group, g, parts, (*tau, skipped[g]), out) {
+            *tau = match rescoring.select(group, g, parts, (*tau, skipped[g]), apart, out) {
                 Outcome::Selected => f32::INFINITY,
                 Outcome::Rescan(proven) => {
                     out.stats.rescanned = true;

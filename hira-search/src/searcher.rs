@@ -243,6 +243,11 @@ impl HalfspaceSearcher {
             visible,
             targets: &targets,
             scale,
+            tail_block: if scale > 0.0 {
+                self.config.tail_block
+            } else {
+                0
+            },
         };
         let decision = self.decide(&group, scratch);
         match decision.plan {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::blocks::TailBlocks;
 use crate::plan::Plan;
 
 /// The keys that one query selects, with their scores and what is known of the rest.
@@ -19,6 +20,8 @@ pub struct Selection {
     pub stats: SearchStats,
     /// A proven bound on what was not selected.
     pub tail: Tail,
+    /// The same by blocks of positions, where [`SearchConfig::tail_block`](crate::SearchConfig::tail_block) asks for it.
+    pub blocks: TailBlocks,
 }
 
 impl Selection {
@@ -52,6 +55,7 @@ impl Selection {
         self.scores.clear();
         self.stats = SearchStats::default();
         self.tail = Tail::default();
+        self.blocks.clear();
     }
 }
 

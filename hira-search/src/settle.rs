@@ -84,6 +84,11 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
+    /// Canonical scores of the survivors, if a tail was asked for.
+    pub(crate) fn scores(&self) -> &[f32] {
+        &self.scores
+    }
+
     pub(crate) fn memory_usage(&self) -> usize {
         4 * self.scores.capacity() + self.mass.memory_usage()
     }

@@ -1,5 +1,6 @@
 //! What is done for one query after the scan: from candidates to survivors, exact scores and the selection.
 
+use crate::blocks::{self, Apart, BlockSums, Weighing};
 use crate::group::Group;
 use crate::scan::Part;
 use crate::selection::Selection;
@@ -17,6 +18,7 @@ pub(crate) struct Rescoring {
     bitmap: Vec<u64>,
     /// Positions that were scored exactly.
     survivors: Vec<u32>,
+    sums: BlockSums,
     pub(crate) settling: Settling,
 }
 
@@ -33,6 +35,7 @@ pub(crate) enum Outcome {
 impl Rescoring {
     pub(crate) fn memory_usage(&self) -> usize {
         4 * (self.lower.capacity() + self.rows.capacity() + self.survivors.capacity())
+            + self.sums.memory_usage()
             + 8 * self.bitmap.capacity()
             + self.settling.memory_usage()
     }
@@ -50,6 +53,7 @@ impl Rescoring {
         g: usize,
         parts: &[Part],
         (tau, skipped): (f32, f64),
+        apart: &Apart,
         out: &mut Selection,
     ) -> Outcome {
         // Every key that is not a candidate of its part scores below this.
@@ -108,8 +112,59 @@ impl Rescoring {
         if group.scale > 0.0 && out.stats.selected < group.visible {
             let unscored = unscored(group, g, parts, (tau, skipped), floor, out.tail.reference);
             out.tail.sum = tail::add(out.tail.sum, unscored);
+            self.add_unscored_blocks(group, g, parts, (tau, skipped), floor, apart, out);
         }
         Outcome::Selected
+    }
+
+    /// What [`unscored`] and [`settle`] bound, once more by blocks, if that is asked for.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what one query of a pass came to"
+    )]
+    fn add_unscored_blocks(
+        &mut self,
+        group: &Group<'_>,
+        g: usize,
+        parts: &[Part],
+        (tau, skipped): (f32, f64),
+        floor: f32,
+        apart: &Apart,
+        out: &mut Selection,
+    ) {
+        if group.tail_block == 0 {
+            return;
+        }
+        let (block_keys, weighing) = (group.tail_block, weighing(group, out));
+        let (scale, reference) = (weighing.scale, weighing.reference);
+        let sums = &mut self.sums;
+        sums.begin(group.visible.div_ceil(block_keys));
+        let mut unblocked = tail::rescale(skipped, scale, tau, reference);
+        for part in parts {
+            let (found, from) = (&part.found[g], part.queries[g].tau);
+            sums.add_scanned(&found.blocks, blocks::factor(scale, from, reference));
+            let below = tail::rescale(part.apart[g], scale, from, reference);
+            unblocked = tail::add(unblocked, below);
+            let bounded = sums.add_bounded(found, floor, (block_keys, apart), weighing);
+            unblocked = tail::add(unblocked, bounded);
+        }
+        let (survivors, scores) = (self.survivors.iter().copied(), self.settling.scores());
+        sums.add_scored(survivors, scores, &out.positions, block_keys, weighing);
+        sums.finish(block_keys, unblocked, &mut out.blocks);
+    }
+
+    /// The tail of a dense search by blocks, if that is asked for and something is left out: every key is scored.
+    pub(crate) fn add_blocks(&mut self, group: &Group<'_>, out: &mut Selection) {
+        let block_keys = group.tail_block;
+        if block_keys == 0 || out.stats.selected == group.visible {
+            return;
+        }
+        let sums = &mut self.sums;
+        sums.begin(group.visible.div_ceil(block_keys));
+        let (positions, scores) = (0..group.visible as u32, self.settling.scores());
+        let weighing = weighing(group, out);
+        sums.add_scored(positions, scores, &out.positions, block_keys, weighing);
+        sums.finish(block_keys, 0.0, &mut out.blocks);
     }
 
     /// The `k`-th largest lower bound of all candidates: at least `k` keys reach it. `-inf` if there are fewer candidates.
@@ -192,6 +247,14 @@ pub(crate) fn score_rows(
     }
 }
 
+fn weighing(group: &Group<'_>, out: &Selection) -> Weighing {
+    Weighing {
+        kernel: group.kernel,
+        scale: group.scale,
+        reference: out.tail.reference,
+    }
+}
+
 /// Appends the slots whose upper bound reaches `floor`.
 fn keep_at_least(slots: &[u32], upper: &[f32], floor: f32, kept: &mut Vec<u32>) {
     let first = kept.len();
@@ -218,8 +281,10 @@ fn unscored(
     let mut sum = tail::rescale(skipped, group.scale, tau, reference);
     for part in parts {
         let found = &part.found[g];
-        let below = tail::rescale(found.tail, group.scale, part.queries[g].tau, reference);
-        sum = tail::add(sum, below);
+        for tail in [found.tail, part.apart[g]] {
+            let below = tail::rescale(tail, group.scale, part.queries[g].tau, reference);
+            sum = tail::add(sum, below);
+        }
         let unscored = tail::sum_below(group.kernel, group.scale, &found.upper, floor, reference);
         sum = tail::add(sum, unscored);
     }

@@ -44,6 +44,11 @@ impl<'a> Visible<'a> {
         self.len < self.segment.len() && self.segment.order().is_some()
     }
 
+    /// Whether slots are positions, and those that a multiple of `block_keys` (not 0) divides start a block.
+    pub(crate) fn in_blocks(&self, block_keys: usize) -> bool {
+        self.segment.order().is_none() && self.segment.start().is_multiple_of(block_keys)
+    }
+
     /// Whether a slot's key is visible.
     pub(crate) fn sees(&self, slot: usize) -> bool {
         (self.segment.position_of_slot(slot as u32) as usize) < self.len

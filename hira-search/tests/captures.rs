@@ -183,8 +183,10 @@ fn check(path: &Path) {
                 ThresholdRule::Fixed { tau: 20.0 },
             ] {
                 for plan in PLANS {
-                    let searcher = HalfspaceSearcher::new(SearchConfig::default().with_plan(plan))
-                        .expect("valid settings");
+                    let searcher = HalfspaceSearcher::new(
+                        SearchConfig::default().with_plan(plan).with_tail_block(64),
+                    )
+                    .expect("valid settings");
                     for index in [&index, &scan] {
                         let mut out = vec![Selection::default(); group];
                         searcher

@@ -37,7 +37,9 @@ fn scanned(len: usize) -> f64 {
         .with_min_coarse_len(0);
     let mut index = build(config, Kernel::best(), &keys);
     index.seal();
-    let settings = SearchConfig::default().with_plan(PlanChoice::Force(Plan::Tree));
+    let settings = SearchConfig::default()
+        .with_plan(PlanChoice::Force(Plan::Tree))
+        .with_tail_block(32);
     let searcher = HalfspaceSearcher::new(settings).expect("valid settings");
     let rule = ThresholdRule::TopK { k: 64 };
     let mut scratch = Scratch::new();

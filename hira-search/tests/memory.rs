@@ -32,7 +32,10 @@ fn steady_state_does_not_allocate() {
     ];
     for plan in PLANS {
         for rule in rules {
-            let settings = SearchConfig::default().with_plan(plan).with_parallel(false);
+            let settings = SearchConfig::default()
+                .with_plan(plan)
+                .with_parallel(false)
+                .with_tail_block(64);
             let searcher = HalfspaceSearcher::new(settings).expect("valid settings");
             let mut scratch = Scratch::new();
             let mut history = SearchHistory::default();

@@ -12,7 +12,8 @@ use hira_search::{
 use hira_threshold::ThresholdRule;
 
 fn searcher(plan: PlanChoice) -> HalfspaceSearcher {
-    HalfspaceSearcher::new(SearchConfig::default().with_plan(plan)).expect("valid settings")
+    HalfspaceSearcher::new(SearchConfig::default().with_plan(plan).with_tail_block(64))
+        .expect("valid settings")
 }
 
 fn clustered(len: usize, dim: usize) -> HierarchicalIndex {

@@ -78,10 +78,12 @@ pub fn measure_step<B: HiraBackend>(
 }
 
 /// The defaults with this rule. Over generated rows heads are never sent to the dense plan for the mass that the rule drops: they are
-/// flatter than recorded ones, and the longer the flatter, so that the figures would be of the dense plan.
+/// flatter than recorded ones, and the longer the flatter, so that the figures would be of the dense plan. Nothing stands in for the tail,
+/// so that every answer can be checked to rounding against attention over the selection.
 fn config(scenario: &Scenario, rule: ThresholdRule) -> HiraAttentionConfig {
     let mut config = HiraAttentionConfig::new()
         .with_rule(rule)
+        .with_tail_compensation(false)
         .with_precision(scenario.precision);
     if scenario.data == Data::Generated {
         config.max_dropped_mass = 1.0;

@@ -17,7 +17,7 @@ use hira_kernels::{Kernel, MAX_NORM, Precision};
 use hira_search::{HalfspaceSearcher, Scratch, SearchConfig, SearchError, Selection};
 use hira_threshold::ThresholdRule;
 
-use crate::common::{PLANS, ROWS, Rows, rows};
+use crate::common::{PLANS, ROWS, Rows, check_blocks, rows, tail_block};
 
 pub(crate) mod oracle;
 pub(crate) mod report;
@@ -551,9 +551,11 @@ impl<'a> Runner<'a> {
             .collect();
         let scale = *nth(&SCALES, search.scale);
         let mut out = vec![Selection::default(); scores.len()];
+        let block_keys = tail_block(visible);
         for plan in PLANS {
             let config = SearchConfig::default()
                 .with_plan(plan)
+                .with_tail_block(block_keys)
                 .with_max_candidates(limit)
                 .with_parallel(search.parallel);
             let refused = |error| format!("a good search was refused: {error}");
@@ -563,7 +565,8 @@ impl<'a> Runner<'a> {
                 .search_group_with(index, &queries, visible, &rule, scale, scratch, &mut out)
                 .map_err(refused)?;
             for ((scores, (cut, expected)), found) in scores.iter().zip(&expected).zip(&out) {
-                compare(scores, expected, scale, index.len(), found).map_err(|what| {
+                let tail = (scale, block_keys);
+                compare(scores, expected, tail, index.len(), found).map_err(|what| {
                     format!("{plan:?}, {rule}, {cut:?}, {visible} keys: {what}\n{index}")
                 })?;
             }
@@ -722,7 +725,7 @@ fn check_keys(pair: &Pair, dim: usize) -> Result<(), String> {
 fn compare(
     scores: &[f32],
     expected: &(Vec<u32>, bool),
-    scale: f32,
+    (scale, block_keys): (f32, usize),
     stored: usize,
     found: &Selection,
 ) -> Result<(), String> {
@@ -764,6 +767,7 @@ fn compare(
     if scores.len() > TAIL_KEYS {
         return Ok(());
     }
-    oracle::check_tail(scores, positions, scale, &found.tail)
+    check_blocks(scores, scale, block_keys, found)
+        .and_then(|()| oracle::check_tail(scores, positions, scale, &found.tail))
         .map_err(|what| format!("{what}, scale {scale}: {stats:?}"))
 }

@@ -133,6 +133,7 @@ pub(crate) fn search(
     scale: f32,
     config: SearchConfig,
 ) -> Vec<Selection> {
+    let config = config.with_tail_block(tail_block(visible));
     let searcher = HalfspaceSearcher::new(config).expect("valid settings");
     let mut out = vec![Selection::default(); queries.len() / index.dim()];
     searcher
@@ -147,6 +148,69 @@ pub(crate) fn search(
         )
         .expect("a valid search");
     out
+}
+
+/// Lengths of blocks by which tails are asked for, one after another; 0 asks for none.
+pub(crate) fn tail_block(turn: usize) -> usize {
+    [64, 16, 0, 48, 128][turn % 5]
+}
+
+/// Says what is wrong with the tail of a selection by blocks: together they must bound the weight of what was left out, and each alone from both
+/// sides if every key is in one.
+pub(crate) fn check_blocks(
+    scores: &[f32],
+    scale: f32,
+    block_keys: usize,
+    selection: &Selection,
+) -> Result<(), String> {
+    let (blocks, tail) = (&selection.blocks, selection.tail);
+    let left_out = scores.len() - selection.len();
+    if block_keys == 0 || scale == 0.0 || left_out == 0 {
+        return match blocks.is_empty() && blocks.unblocked == 0.0 {
+            true => Ok(()),
+            false => Err(format!("blocks that nobody asked for: {blocks:?}")),
+        };
+    }
+    let count = scores.len().div_ceil(block_keys);
+    let lengths = [&blocks.unscored, &blocks.width, &blocks.scored].map(Vec::len);
+    if (blocks.block_keys, lengths) != (block_keys, [count; 3]) {
+        return Err(format!("{lengths:?} blocks of {}", blocks.block_keys));
+    }
+    let (mut lowest, mut middle) = (Vec::new(), Vec::new());
+    blocks.lowest_into(Kernel::best(), scale, &mut lowest, &mut middle);
+    let mut selected = selection.positions.iter().peekable();
+    let (mut whole, mut bound) = (0.0, blocks.unblocked);
+    for (block, scores) in scores.chunks(block_keys).enumerate() {
+        let mut sum = 0.0;
+        let mut keys = 0;
+        for (i, &score) in scores.iter().enumerate() {
+            let position = (block * block_keys + i) as u32;
+            if selected.next_if_eq(&&position).is_none() {
+                sum += (f64::from(scale) * (f64::from(score) - f64::from(tail.reference))).exp();
+                keys += 1;
+            }
+        }
+        let highest = f64::from(blocks.unscored[block]) + f64::from(blocks.scored[block]);
+        let unblocked = blocks.unblocked > 0.0;
+        if highest < sum * (1.0 - 1e-12) && !unblocked {
+            return Err(format!("block {block} weighs {sum}, not {highest}"));
+        }
+        if f64::from(lowest[block]) > sum * (1.0 + 1e-12) {
+            return Err(format!("block {block} weighs {sum}, not {}", lowest[block]));
+        }
+        if highest > f64::from(keys) * 1.002 + 1e-30 {
+            return Err(format!("block {block}: {highest} for {keys} keys"));
+        }
+        if !blocks.width[block].is_finite() || blocks.width[block] < 0.0 {
+            return Err(format!("block {block}: width {}", blocks.width[block]));
+        }
+        whole += sum;
+        bound += highest;
+    }
+    if bound < whole * (1.0 - 1e-11) {
+        return Err(format!("all blocks weigh {whole}, not {bound}"));
+    }
+    Ok(())
 }
 
 /// Positions and the bits of the scores.
@@ -189,6 +253,14 @@ pub(crate) fn assert_tail(
     let tail = selection.tail;
     let left_out = visible - selection.len();
     assert!(tail.reference.is_finite());
+    let mut scores = vec![0.0; visible];
+    for (position, score) in scores.iter_mut().enumerate() {
+        let key = index.key(position).expect("a stored key");
+        *score = Kernel::Scalar.score(query, key);
+    }
+    let block_keys = selection.blocks.block_keys;
+    let by_blocks = check_blocks(&scores, scale, block_keys, selection);
+    assert_eq!(by_blocks, Ok(()), "{:?}", selection.stats);
     if left_out == 0 {
         assert_eq!(tail.sum, 0.0);
         return;
@@ -199,12 +271,10 @@ pub(crate) fn assert_tail(
     }
     let mut selected = selection.positions.iter().peekable();
     let mut sum = 0.0;
-    for position in 0..visible {
+    for (position, &score) in scores.iter().enumerate() {
         if selected.next_if(|&&at| at as usize == position).is_some() {
             continue;
         }
-        let key = index.key(position).expect("a stored key");
-        let score = Kernel::Scalar.score(query, key);
         assert!(score <= tail.reference);
         sum += (f64::from(scale) * (f64::from(score) - f64::from(tail.reference))).exp();
     }

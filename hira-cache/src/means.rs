@@ -1,0 +1,340 @@
+//! Mean value vectors of blocks of positions, for the compensation of what a sparse step leaves out.
+//!
+//! # Numerics
+//!
+//! The mean `m` of `n` stored values `v_j` is summed in f64 and rounded to bf16, which has the range of f32: a step reads all means, and
+//! half of the bytes is half of that time. Nothing has to be known of the rounding, because the
+//! radius is measured from the mean *as it is stored*: `R >= max ||v_j - m||`. Differences of two f32 are exact in f64 up to one
+//! rounding, so squares, sums and root err by less than `(D + 4) 2^-53` relative, which `1 + 2^-30` covers for any `D` below
+//! `2^22`; the cast to f32 goes up one step. Values have norms below `2^63`, so nothing overflows.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use hira_kernels::{Precision, StoredSlice, StoredVec};
+
+use crate::ValueStore;
+
+/// What means are stored in.
+const PRECISION: Precision = Precision::Bf16;
+
+/// Blocks of a run that forks share: 8,192 positions at the default length of a block.
+const RUN_BLOCKS: usize = 128;
+
+/// The mean value of each complete block of positions, and how far the block's values can be from it.
+///
+/// Block `b` holds positions `b * block_keys ..`; the last, incomplete block has no mean yet. The means are functions of the stored
+/// values alone, whatever the batches, truncations and forks that led to them.
+///
+/// # Complexity
+///
+/// A row costs O(Dv) amortised: a block is read once, when it is complete. Cloning is O(runs).
+#[derive(Debug, Clone)]
+pub struct BlockMeans {
+    block_keys: usize,
+    dim: usize,
+    len: usize,
+    runs: Vec<Arc<Run>>,
+    /// Sums of the block that is being read.
+    sums: Vec<f64>,
+    /// A row of it, widened, and its mean.
+    row: Vec<f32>,
+    mean: Vec<f32>,
+}
+
+#[derive(Debug, Clone)]
+struct Run {
+    means: StoredVec,
+    radii: Vec<f32>,
+    norms: Vec<f32>,
+}
+
+/// Means of consecutive blocks, contiguous in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeanRun<'a> {
+    /// The first block.
+    pub start: usize,
+    /// Row-major `[blocks, Dv]`.
+    pub means: StoredSlice<'a>,
+    /// For each block an upper bound on the Euclidean distance of its values from its mean as stored.
+    pub radii: &'a [f32],
+    /// For each block an upper bound on the norm of its mean as stored.
+    pub norms: &'a [f32],
+}
+
+impl BlockMeans {
+    /// No blocks yet, of `block_keys` positions; 0 for never any.
+    pub(crate) fn new(block_keys: usize, dim: usize) -> Self {
+        Self {
+            block_keys,
+            dim,
+            len: 0,
+            runs: Vec::new(),
+            sums: Vec::new(),
+            row: Vec::new(),
+            mean: Vec::new(),
+        }
+    }
+
+    /// Positions of a block; 0 if there are no means.
+    pub fn block_keys(&self) -> usize {
+        self.block_keys
+    }
+
+    /// Complete blocks.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no block is complete.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The means, in order.
+    pub fn runs(&self) -> impl Iterator<Item = MeanRun<'_>> {
+        self.runs.iter().enumerate().map(|(i, run)| MeanRun {
+            start: i * RUN_BLOCKS,
+            means: run.means.as_slice(),
+            radii: &run.radii,
+            norms: &run.norms,
+        })
+    }
+
+    /// Bytes of means and radii, with what is reserved for the next ones.
+    pub fn bytes(&self) -> usize {
+        let held = |run: &Arc<Run>| run.means.bytes() + 2 * run.radii.capacity() * size_of::<f32>();
+        self.runs.iter().map(held).sum()
+    }
+
+    /// Bytes that one position adds, rounded up.
+    pub(crate) fn bytes_per_token(block_keys: usize, dim: usize) -> usize {
+        match block_keys {
+            0 => 0,
+            keys => (dim * PRECISION.bytes() + 2 * size_of::<f32>()).div_ceil(keys),
+        }
+    }
+
+    /// Adds the blocks that are complete in `values`, which were longer or as long at every call before.
+    pub(crate) fn follow(&mut self, values: &ValueStore) {
+        if self.block_keys == 0 {
+            return;
+        }
+        while (self.len + 1) * self.block_keys <= values.len() {
+            self.push(values);
+        }
+    }
+
+    fn push(&mut self, values: &ValueStore) {
+        let start = self.len * self.block_keys;
+        let block = start..start + self.block_keys;
+        let (sums, row) = (&mut self.sums, &mut self.row);
+        sums.clear();
+        sums.resize(self.dim, 0.0);
+        for_each_row(values, block.clone(), row, |row| {
+            for (sum, &x) in sums.iter_mut().zip(row) {
+                *sum += f64::from(x);
+            }
+        });
+        if self.len.is_multiple_of(RUN_BLOCKS) {
+            self.runs.push(Arc::new(Run {
+                means: StoredVec::new(PRECISION),
+                radii: Vec::new(),
+                norms: Vec::new(),
+            }));
+        }
+        let Some(run) = self.runs.last_mut().map(Arc::make_mut) else {
+            return;
+        };
+        if run.radii.len() == run.radii.capacity() {
+            // an eighth of a run at a time: a short cache wastes little, and a run is moved a few times at most
+            run.means.reserve_exact(RUN_BLOCKS / 8 * self.dim);
+            run.radii.reserve_exact(RUN_BLOCKS / 8);
+            run.norms.reserve_exact(RUN_BLOCKS / 8);
+        }
+        let share = 1.0 / self.block_keys as f64;
+        let mean = &mut self.mean;
+        let rounded = |&sum: &f64| PRECISION.round((sum * share) as f32);
+        mean.clear();
+        mean.extend(sums.iter().map(rounded));
+        run.means.extend_rounded(mean);
+        let mut farthest = 0.0f64;
+        for_each_row(values, block, row, |row| {
+            farthest = farthest.max(square_distance(row, mean));
+        });
+        let radius = farthest.sqrt() * (1.0 + f64::powi(2.0, -30));
+        run.radii.push((radius as f32).next_up());
+        let square = |&x: &f32| f64::from(x) * f64::from(x);
+        let norm = mean.iter().map(square).sum::<f64>().sqrt() * (1.0 + f64::powi(2.0, -30));
+        run.norms.push((norm as f32).next_up());
+        self.len += 1;
+    }
+
+    /// Forgets the blocks that are not complete in the first `len` positions.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if self.block_keys == 0 || len / self.block_keys >= self.len {
+            return;
+        }
+        self.len = len / self.block_keys;
+        self.runs.truncate(self.len.div_ceil(RUN_BLOCKS));
+        let kept = self.len % RUN_BLOCKS;
+        if kept != 0
+            && let Some(run) = self.runs.last_mut().map(Arc::make_mut)
+        {
+            run.means.truncate(kept * self.dim);
+            run.radii.truncate(kept);
+            run.norms.truncate(kept);
+        }
+    }
+}
+
+/// Calls `read` with every row of `positions`, which are stored; `buffer` holds the rows that have to be widened.
+fn for_each_row(
+    values: &ValueStore,
+    positions: Range<usize>,
+    buffer: &mut Vec<f32>,
+    mut read: impl FnMut(&[f32]),
+) {
+    let dim = values.dim();
+    let mut at = positions.start;
+    while let Some(run) = values.contiguous(at..positions.end)
+        && !run.is_empty()
+    {
+        if let Some(rows) = run.as_f32() {
+            rows.chunks_exact(dim).for_each(&mut read);
+        } else {
+            buffer.resize(dim, 0.0);
+            for first in (0..run.len()).step_by(dim) {
+                if let Some(row) = run.get(first..first + dim) {
+                    row.widen_into(buffer);
+                    read(buffer);
+                }
+            }
+        }
+        at += run.len() / dim;
+    }
+}
+
+/// In eight lanes, so that no addition waits for the one before it.
+fn square_distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f32, y: f32| {
+        let difference = f64::from(x) - f64::from(y);
+        difference * difference
+    };
+    let mut lanes = [0.0; 8];
+    let (blocks_a, rest_a) = a.as_chunks::<8>();
+    let (blocks_b, rest_b) = b.as_chunks::<8>();
+    for (a, b) in blocks_a.iter().zip(blocks_b) {
+        for ((lane, &x), &y) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += square(x, y);
+        }
+    }
+    let rest = rest_a.iter().zip(rest_b).map(|(&x, &y)| square(x, y));
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use hira_kernels::Precision;
+
+    use super::*;
+
+    /// A value that no other position has, far from the mean now and then.
+    fn row(i: usize) -> [f32; 3] {
+        let x = (i as f32 * 0.37).sin();
+        let far = if i.is_multiple_of(29) { 40.0 } else { 1.0 };
+        [x * far, 1e-3 * i as f32, -x]
+    }
+
+    fn rows(range: Range<usize>) -> Vec<f32> {
+        range.flat_map(row).collect()
+    }
+
+    fn check(means: &BlockMeans, values: &ValueStore, len: usize) {
+        let block = means.block_keys();
+        assert_eq!(means.len(), len / block);
+        let mut seen = 0;
+        for run in means.runs() {
+            assert_eq!(run.start, seen);
+            seen += run.radii.len();
+            let means = run.means.widened();
+            for (b, (mean, &radius)) in means.chunks_exact(3).zip(run.radii).enumerate() {
+                let first = (run.start + b) * block;
+                let rows: Vec<Vec<f64>> = (first..first + block)
+                    .map(|i| values.row(i).expect("stored").widened().into_owned())
+                    .map(|row| row.into_iter().map(f64::from).collect())
+                    .collect();
+                for (d, &mean) in mean.iter().enumerate() {
+                    let exact = rows.iter().map(|row| row[d]).sum::<f64>() / block as f64;
+                    assert!((f64::from(mean) - exact).abs() <= exact.abs() / 255.0 + 1e-9);
+                }
+                let distance = |row: &Vec<f64>| {
+                    let squares = row
+                        .iter()
+                        .zip(mean)
+                        .map(|(x, &m)| (x - f64::from(m)).powi(2));
+                    squares.sum::<f64>().sqrt()
+                };
+                let farthest = rows.iter().map(distance).fold(0.0, f64::max);
+                assert!(f64::from(radius) >= farthest);
+                assert!(f64::from(radius) <= farthest * (1.0 + 1e-6) + 1e-40);
+                let square: f64 = mean.iter().map(|&m| f64::from(m).powi(2)).sum();
+                let norm = f64::from(run.norms[b]);
+                assert!(norm >= square.sqrt() && norm <= square.sqrt() * (1.0 + 1e-6) + 1e-40);
+            }
+        }
+        assert_eq!(seen, means.len());
+    }
+
+    #[test]
+    fn means_and_radii_are_those_of_the_stored_values_in_any_batching() {
+        for precision in Precision::ALL {
+            for (block, run_len) in [(16, 16), (16, 48), (64, 48), (32, 8192)] {
+                let mut whole = BlockMeans::new(block, 3);
+                let mut all = ValueStore::new(3, run_len, precision);
+                all.append(&rows(0..500));
+                whole.follow(&all);
+                check(&whole, &all, 500);
+                for batch in [1, 7, 64, 333] {
+                    let mut values = ValueStore::new(3, run_len, precision);
+                    let mut means = BlockMeans::new(block, 3);
+                    for start in (0..500).step_by(batch) {
+                        values.append(&rows(start..(start + batch).min(500)));
+                        means.follow(&values);
+                    }
+                    assert!(means.runs().eq(whole.runs()), "{block} {run_len} {batch}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn truncation_and_forks_leave_the_means_of_what_is_stored() {
+        for cut in [0, 1, 15, 16, 17, 100, 2047, 2048, 2049, 2500, 3000] {
+            let mut values = ValueStore::new(3, 64, Precision::F32);
+            let mut means = BlockMeans::new(16, 3);
+            values.append(&rows(0..2500));
+            means.follow(&values);
+            let (fork, fork_values) = (means.clone(), values.clone());
+            values.truncate(cut);
+            means.truncate(cut);
+            check(&means, &values, cut.min(2500));
+            values.append(&rows(7000..7300));
+            means.follow(&values);
+            check(&means, &values, cut.min(2500) + 300);
+            check(&fork, &fork_values, 2500);
+        }
+    }
+
+    #[test]
+    fn without_blocks_there_is_nothing() {
+        let mut values = ValueStore::new(3, 64, Precision::F32);
+        values.append(&rows(0..100));
+        let mut means = BlockMeans::new(0, 3);
+        means.follow(&values);
+        means.truncate(10);
+        assert_eq!((means.len(), means.bytes()), (0, 0));
+        assert_eq!(BlockMeans::bytes_per_token(0, 3), 0);
+        assert_eq!(BlockMeans::bytes_per_token(64, 64), 3);
+    }
+}
