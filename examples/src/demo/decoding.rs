@@ -64,6 +64,6 @@ pub fn decode<B: HiraBackend>(
         tokens,
         seconds,
         logits: all_logits,
-        metrics: *cache.metrics(),
+        metrics: cache.metrics().clone(),
     })
 }

@@ -13,7 +13,7 @@ pub struct LlamaCache {
 }
 
 /// A place to come back to.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Mark {
     len: usize,
     metrics: Metrics,
@@ -91,7 +91,7 @@ impl LlamaCache {
     pub(super) fn mark(&self) -> Mark {
         Mark {
             len: self.len(),
-            metrics: self.metrics,
+            metrics: self.metrics.clone(),
         }
     }
 
