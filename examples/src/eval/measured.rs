@@ -120,7 +120,7 @@ pub struct Measured<B: HiraBackend> {
 
 #[derive(Debug)]
 enum Inner<B: HiraBackend> {
-    Hira(HiraAttention<B>),
+    Hira(Box<HiraAttention<B>>),
     Comparison(Box<Comparison<B>>),
 }
 
@@ -141,7 +141,7 @@ impl<B: HiraBackend> Measured<B> {
     ) -> Result<Self, ConfigError> {
         let inner = match *rule {
             EvalRule::Comparison(rule) => Inner::Comparison(Box::new(Comparison::new(rule, base)?)),
-            _ => Inner::Hira(rule.config(base).init(device)?),
+            _ => Inner::Hira(Box::new(rule.config(base).init(device)?)),
         };
         Ok(Self {
             inner,
@@ -209,7 +209,7 @@ impl<B: HiraBackend> Measured<B> {
         let scale = self
             .config
             .scale
-            .map_or_else(|| 1.0 / (dim as f64).sqrt(), |scale| f64::from(scale));
+            .map_or_else(|| 1.0 / (dim as f64).sqrt(), f64::from);
         let (sinks, window) = (self.config.sink_tokens, self.config.recent_window);
         let selections = match &self.inner {
             Inner::Hira(_) => None,
