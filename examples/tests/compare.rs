@@ -145,10 +145,15 @@ fn selections_naive(
         .collect()
 }
 
-/// Outputs by head, selections by head and token, keys attended to.
-type Answers = (Vec<Vec<f32>>, Vec<Vec<Vec<u32>>>, u64);
+/// The positions that the last token of each call attended to: by head and token.
+type Selected = Vec<Vec<Vec<u32>>>;
 
-fn run(host: &ComparisonHost, rows: &Rows, cache: &mut HiraCache, cuts: &[usize]) -> Answers {
+fn run(
+    host: &ComparisonHost,
+    rows: &Rows,
+    cache: &mut HiraCache,
+    cuts: &[usize],
+) -> (Vec<Vec<f32>>, Selected, u64) {
     let (dim, value_dim) = (SHAPE.head_dim, SHAPE.value_dim);
     let mut out = vec![vec![0.0; LEN * value_dim]; HEADS];
     let mut selections = vec![vec![Vec::new(); LEN]; HEADS];

@@ -10,12 +10,15 @@ use hira_threshold::{ThresholdError, ThresholdRule};
 
 use super::compare::{Comparison, ComparisonRule, ComparisonRuleError};
 
+/// What is written behind a rule whose tail is compensated.
+const COMPENSATED: &str = "+comp";
+
 /// What an evaluation runs a model with.
 ///
 /// ```
 /// use hira_examples::eval::EvalRule;
 ///
-/// for text in ["dense", "top-k=256", "percentile=2", "sample-max", "quest=256", "streaming=256", "h2o=256"] {
+/// for text in ["dense", "top-k=256", "percentile=2", "sample-max", "quest=256", "streaming=256", "h2o=256", "top-k=64+comp"] {
 ///     let rule: EvalRule = text.parse()?;
 ///     assert_eq!(rule.to_string(), text);
 /// }
@@ -26,8 +29,10 @@ use super::compare::{Comparison, ComparisonRule, ComparisonRuleError};
 pub enum EvalRule {
     /// Every key.
     Dense,
-    /// One of Hira's rules, found exactly.
+    /// One of Hira's rules, found exactly; what it leaves out is left out.
     Hira(ThresholdRule),
+    /// One of Hira's rules, with means of blocks in the place of what it leaves out. Written with `+comp` behind the rule.
+    Compensated(ThresholdRule),
     /// A published rule.
     Comparison(ComparisonRule),
 }
@@ -73,7 +78,8 @@ impl EvalRule {
     /// Caches for the rule are made from it.
     pub fn config(&self, base: &HiraAttentionConfig) -> HiraAttentionConfig {
         match *self {
-            Self::Hira(rule) => base.clone().with_rule(rule),
+            Self::Hira(rule) => base.clone().with_rule(rule).with_tail_compensation(false),
+            Self::Compensated(rule) => base.clone().with_rule(rule).with_tail_compensation(true),
             Self::Dense | Self::Comparison(_) => HiraAttentionConfig {
                 num_levels: 0,
                 plan: PlanPolicy::Dense,
@@ -94,7 +100,9 @@ impl EvalRule {
         device: &B::Device,
     ) -> Result<Box<dyn AttentionProcessor<B>>, ConfigError> {
         Ok(match *self {
-            Self::Dense | Self::Hira(_) => Box::new(self.config(base).init::<B>(device)?),
+            Self::Dense | Self::Hira(_) | Self::Compensated(_) => {
+                Box::new(self.config(base).init::<B>(device)?)
+            }
             Self::Comparison(rule) => Box::new(Comparison::<B>::new(rule, base)?),
         })
     }
@@ -102,7 +110,8 @@ impl EvalRule {
     /// The softmax mass that the rule may drop, if that is what it is about.
     pub fn eps(&self) -> Option<f64> {
         match self {
-            Self::Hira(ThresholdRule::Mass { mass }) => Some(1.0 - f64::from(*mass)),
+            Self::Hira(ThresholdRule::Mass { mass })
+            | Self::Compensated(ThresholdRule::Mass { mass }) => Some(1.0 - f64::from(*mass)),
             _ => None,
         }
     }
@@ -110,7 +119,11 @@ impl EvalRule {
     /// The rule without its value, as it is written: lines of a plot are rules that share it.
     pub fn family(&self) -> String {
         let text = self.to_string();
-        text.split('=').next().unwrap_or_default().to_owned()
+        let name = text.split(['=', '+']).next().unwrap_or_default();
+        match self {
+            Self::Compensated(_) => format!("{name}{COMPENSATED}"),
+            _ => name.to_owned(),
+        }
     }
 }
 
@@ -119,6 +132,7 @@ impl fmt::Display for EvalRule {
         match self {
             Self::Dense => f.write_str("dense"),
             Self::Hira(rule) => rule.fmt(f),
+            Self::Compensated(rule) => write!(f, "{rule}{COMPENSATED}"),
             Self::Comparison(rule) => rule.fmt(f),
         }
     }
@@ -133,6 +147,15 @@ impl FromStr for EvalRule {
             return Ok(Self::Dense);
         }
         let text = || text.to_owned();
+        if let Some(rule) = text().strip_suffix(COMPENSATED) {
+            let rule = rule.parse::<ThresholdRule>();
+            return rule
+                .map(Self::Compensated)
+                .map_err(|source| RuleError::Hira {
+                    text: text(),
+                    source,
+                });
+        }
         match (
             ThresholdRule::from_str(&text()),
             ComparisonRule::from_str(&text()),
@@ -183,7 +206,13 @@ mod tests {
 
     #[test]
     fn families_leave_the_value_out() {
-        for (text, family) in [("top-k=64", "top-k"), ("dense", "dense"), ("h2o=16", "h2o")] {
+        for (text, family) in [
+            ("top-k=64", "top-k"),
+            ("dense", "dense"),
+            ("h2o=16", "h2o"),
+            ("top-k=4+comp", "top-k+comp"),
+            ("sample-max+comp", "sample-max+comp"),
+        ] {
             let rule: EvalRule = text.parse().expect("a rule");
             assert_eq!(rule.family(), family);
         }

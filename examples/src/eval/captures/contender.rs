@@ -28,7 +28,8 @@ impl Contender {
         }
     }
 
-    /// What [`run`](super::run) measures by default: rules with a budget at 64, 128, 256 and 512 keys; mass, percentile and the sampled rules.
+    /// What [`run`](super::run) measures by default: rules with a budget at 64, 128, 256 and 512 keys; mass, percentile and the sampled rules; top-k and
+    /// mass also with a compensated tail.
     ///
     /// # Errors
     ///
@@ -38,11 +39,14 @@ impl Contender {
         for name in ["top-k", "quest", "streaming", "h2o"] {
             texts.extend(BUDGETS.map(|budget| format!("{name}={budget}")));
         }
+        texts.extend(BUDGETS.map(|budget| format!("top-k={budget}+comp")));
         let others = [
             "mass=0.9",
             "mass=0.95",
             "mass=0.99",
             "mass=0.999",
+            "mass=0.95+comp",
+            "mass=0.99+comp",
             "percentile=1",
             "percentile=2",
             "percentile=5",

@@ -99,7 +99,7 @@ impl Sample {
     /// The prompt with `units` of filler, which takes prose from `haystack`. More units only add filler: the answer stays.
     fn prompt(&self, units: usize, haystack: &str) -> Prompt {
         // tasks and lengths draw different numbers from the same seed
-        let salt = (self.task as u64) << 48 ^ (self.length as u64) << 16;
+        let salt = ((self.task as u64) << 48) ^ ((self.length as u64) << 16);
         let mut rng = StdRng::seed_from_u64(self.seed ^ salt);
         match self.task {
             Task::Passkey => needle::passkey(units, self.depth, &mut rng),
