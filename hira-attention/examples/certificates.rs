@@ -294,6 +294,8 @@ fn random_config(rng: &mut StdRng) -> HiraAttentionConfig {
         min_coarse_len: any(rng, &[32, 100_000]),
         min_sparse_len: any(rng, &[0, 100]),
         max_candidates: any(rng, &[None, None, None, None, None, Some(20)]),
+        tail_compensation: any(rng, &[true, true, false]),
+        tail_block: any(rng, &[16, 32, 64, 128]),
         max_error: any(rng, &[None, None, None, None, Some(0.02), Some(1.0)]),
         use_hira_during_prefill: rng.random(),
         max_decode_tokens: any(rng, &[1, 16]),

@@ -60,6 +60,7 @@ mod rows;
 mod scratch;
 mod sparse;
 mod sums;
+mod validate;
 
 #[cfg(feature = "burn")]
 mod module;
