@@ -224,11 +224,16 @@ impl HostAttention {
             scratch.search.swap_history(head.search_history_mut());
             attended?;
             let premises = sparse.premises(head, call.dim);
-            let kept = promise::is_kept(&self.config, &rule, &scratch.answers);
+            let kept = promise::is_kept(&self.config, &self.rule, &scratch.answers);
             let share = match self.config.max_error {
-                Some(most) if !kept && attempt < WIDENINGS => {
-                    promise::share(&self.config, premises, most, attempt, &scratch.answers)
-                }
+                Some(most) if !kept && attempt < WIDENINGS => promise::share(
+                    &self.config,
+                    &self.rule,
+                    premises,
+                    most,
+                    attempt,
+                    &scratch.answers,
+                ),
                 _ => None,
             };
             if let Some(share) = share {

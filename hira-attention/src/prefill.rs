@@ -230,7 +230,9 @@ impl TilePrefill<'_> {
             {
                 let premises = self.sparse.premises(head, self.dense.dim);
                 let answers = &scratch.answers;
-                if let Some(share) = promise::share(self.config, premises, most, 0, answers) {
+                if let Some(share) =
+                    promise::share(self.config, self.sparse.rule, premises, most, 0, answers)
+                {
                     rule = ThresholdRule::Mass { mass: 1.0 - share };
                     kept = self.attend_tile(&rule, &tile, &mut task, head, q, scratch, &mut done);
                 }
@@ -319,7 +321,8 @@ impl TilePrefill<'_> {
             ..self.sparse
         };
         let attended = sparse.attend_rows(head, &queries, searched, always, scratch, &mut out);
-        let kept = attended.is_ok() && promise::is_kept(self.config, rule, &scratch.answers);
+        let kept =
+            attended.is_ok() && promise::is_kept(self.config, self.sparse.rule, &scratch.answers);
         done.reports[0].times.add(scratch.times);
         if kept {
             let row_bytes = RowBytes::of(head);

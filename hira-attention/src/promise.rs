@@ -36,23 +36,15 @@ pub(crate) fn rule_now(
 
 /// Whether the certificates keep what the configuration and its rule promise.
 ///
-/// A search by mass leaves a thousandth of the share for rounding; keys and queries of huge norms can need more.
+/// A search by mass leaves a thousandth of the share for rounding; keys and queries of huge norms can need more. A limit of candidates comes before
+/// the share of a mass.
 pub(crate) fn is_kept(
     config: &HiraAttentionConfig,
-    rule: &ThresholdRule,
+    configured: &ThresholdRule,
     answers: &[SparseAnswer],
 ) -> bool {
-    let most_dropped = match *rule {
-        // a rule that only serves `max_error` is judged by that
-        ThresholdRule::Mass { mass }
-            if config.rule().is_ok_and(|configured| configured == *rule) =>
-        {
-            if config.max_candidates.is_some() {
-                1.0
-            } else {
-                1.0 - f64::from(mass)
-            }
-        }
+    let most_dropped = match *configured {
+        ThresholdRule::Mass { mass } if config.max_candidates.is_none() => 1.0 - f64::from(mass),
         _ => 1.0,
     };
     let most_error = config.max_error.unwrap_or(f32::INFINITY);
@@ -66,6 +58,7 @@ pub(crate) fn is_kept(
 /// The share of the mass that may be dropped for the errors of all `answers` to stay below `most`; `None` if that is for the dense plan.
 pub(crate) fn share(
     config: &HiraAttentionConfig,
+    configured: &ThresholdRule,
     premises: Premises,
     most: f32,
     attempt: u32,
@@ -89,7 +82,12 @@ pub(crate) fn share(
             by_norms
         }
     });
-    let smallest = shares.fold(1.0, f64::min);
+    // A rule by mass keeps its own share too.
+    let most_dropped = match *configured {
+        ThresholdRule::Mass { mass } => 1.0 - f64::from(mass),
+        _ => 1.0,
+    };
+    let smallest = shares.fold(most_dropped, f64::min);
     let share = smallest * (1.0 - MARGIN) / f64::from(1_u32 << attempt);
     (share >= LEAST_SHARE).then_some(share.min(0.5) as f32)
 }

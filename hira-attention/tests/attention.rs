@@ -460,8 +460,13 @@ fn a_mass_is_kept_or_the_answer_is_dense() {
     for (seed, magnify) in [(5, 1.0), (6, 3.0), (7, 1e5)] {
         let mut problem = Problem::random(seed, SHAPE, 300);
         problem.k.data.iter_mut().for_each(|key| *key *= magnify);
-        for mass in [0.5, 0.9, 0.99] {
-            let config = HiraAttentionConfig::new()
+        for (mass, max_error) in [(0.5, None), (0.9, None), (0.99, None), (0.9, Some(0.5))] {
+            // An error that is promised too may be held by another share of the mass, but not by a smaller one.
+            let config = HiraAttentionConfig {
+                max_error,
+                ..HiraAttentionConfig::new()
+            };
+            let config = config
                 .with_mass(mass)
                 .with_sinks_and_window(1, 2)
                 .with_plan(PlanPolicy::Sparse);
