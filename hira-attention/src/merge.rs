@@ -62,7 +62,7 @@ impl PartialAttention {
     ///
     /// # Numerics
     ///
-    /// Exact but for f64: see [the module](self). Merging merged parts is the same up to rounding, so parts may be merged as they come, in any order.
+    /// Exact but for f64: derived at the top of `merge.rs`. Merging merged parts is the same up to rounding, so parts may be merged as they come, in any order.
     ///
     /// # Complexity
     ///

@@ -1,6 +1,6 @@
 //! Fidelity on recorded keys: every rule on the same queries, against dense attention in f64. No model is needed.
 //!
-//! [`run`] measures, [`summaries`] takes medians and quartiles, [`write`] makes a CSV of every query, Markdown tables and a plot.
+//! [`run`] measures, [`summaries`] takes medians and quartiles, [`write()`] makes a CSV of every query, Markdown tables and a plot.
 
 mod contender;
 mod layer;
