@@ -85,7 +85,8 @@ pub struct HiraAttentionConfig {
     /// Whether the mean values of blocks of positions stand in for the keys that a sparse step leaves out, weighed by what the search proves of
     /// each block. The certificate is that of the answer with them. Default true.
     pub tail_compensation: bool,
-    /// Positions of such a block, a multiple of 16 up to 1024. Costs `(2 Dv + 8) / tail_block` bytes a key in memory. Default 64.
+    /// Positions of such a block, a multiple of 16 up to 1024. Costs `(2 Dv + 8) / tail_block` bytes a key in memory, and time with the
+    /// number of blocks. Default 128.
     pub tail_block: usize,
     /// Below this many visible keys the planner goes dense, and keys wait for their sketch. Default 1024.
     pub min_sparse_len: usize,
@@ -144,7 +145,7 @@ impl Default for HiraAttentionConfig {
             sink_tokens: 4,
             recent_window: 64,
             tail_compensation: true,
-            tail_block: 64,
+            tail_block: 128,
             min_sparse_len: 1024,
             max_dropped_mass: 0.5,
             max_error: None,

@@ -26,7 +26,7 @@ pub struct CacheConfig {
     pub max_len: usize,
     /// How keys are indexed; its `dim` is replaced by `head_dim`. Its `precision` is that of the values, too.
     pub index: IndexConfig,
-    /// Positions of a block whose mean value is kept, a multiple of 16; 0 keeps none. Default 64. See [`BlockMeans`](crate::BlockMeans).
+    /// Positions of a block whose mean value is kept, a multiple of 16; 0 keeps none. Default 128. See [`BlockMeans`](crate::BlockMeans).
     pub tail_block: usize,
     /// On which tier each part should lie.
     pub memory_policy: MemoryPolicy,
@@ -58,7 +58,7 @@ impl CacheConfig {
                 dim: head_dim,
                 ..IndexConfig::default()
             },
-            tail_block: 64,
+            tail_block: 128,
             memory_policy: MemoryPolicy::default(),
             budget: Budget::unlimited(),
             tiers: vec![Tier::Host],

@@ -18,7 +18,7 @@ use crate::ValueStore;
 /// What means are stored in.
 const PRECISION: Precision = Precision::Bf16;
 
-/// Blocks of a run that forks share: 8,192 positions at the default length of a block.
+/// Blocks of a run that forks share: 16,384 positions at the default length of a block.
 const RUN_BLOCKS: usize = 128;
 
 /// The mean value of each complete block of positions, and how far the block's values can be from it.

@@ -102,18 +102,24 @@ impl TailBlocks {
 }
 
 /// Sums of blocks in the making.
-///
-/// Consecutive keys of a block go into different lanes, so that no addition waits for the one before it.
 #[derive(Debug, Default)]
 pub(crate) struct BlockSums {
-    unscored: Vec<[f32; LANES]>,
-    width: Vec<[f32; LANES]>,
-    scored: Vec<[f32; LANES]>,
-    /// Weights of bounds and scores.
-    weights: Vec<f32>,
+    bins: Vec<Bin>,
 }
 
-const LANES: usize = 4;
+/// One block's: consecutive keys go into different lanes, so that no addition waits for the one before it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bin {
+    unscored: [f32; LANES],
+    width: [f32; LANES],
+    scored: [f32; LANES],
+}
+
+const LANES: usize = 2;
+
+/// Keys of a list that are looked at together: what is worked out for them stays on the stack. A buffer that lives from step to step has left the
+/// caches by the next one, and filling it then takes several times as long as all the arithmetic.
+const CHUNK: usize = 128;
 
 /// Where the keys that are summed count 1, and how weights fall from there.
 #[derive(Clone, Copy)]
@@ -124,41 +130,46 @@ pub(crate) struct Weighing {
 }
 
 impl Weighing {
-    /// Weights of those `values` that are below `limit`, and 0 for the others.
-    fn below<'a>(&self, values: &[f32], limit: f32, weights: &'a mut Vec<f32>) -> &'a [f32] {
-        weights.resize(values.len(), 0.0);
-        self.kernel
-            .exp_weights_into(values, self.scale, self.reference, weights);
-        for (weight, &value) in weights.iter_mut().zip(values) {
-            let counted = if *weight > LEAST { *weight } else { LEAST };
-            *weight = if value < limit { counted } else { 0.0 };
+    /// Calls `add` with the place and the weight of each of the `values` that is below `limit`.
+    fn for_each_below(&self, values: &[f32], limit: f32, mut add: impl FnMut(usize, f32)) {
+        let (mut places, mut picked, mut weights) = ([0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
+        for (chunk, values) in values.chunks(CHUNK).enumerate() {
+            let mut count = 0;
+            for (i, &value) in values.iter().enumerate() {
+                // Written always, counted only if kept: no branch to mispredict. At most `i` were kept before.
+                places[count] = (CHUNK * chunk + i) as u32;
+                picked[count] = value;
+                count += usize::from(value < limit);
+            }
+            let weights = &mut weights[..count];
+            self.kernel
+                .exp_weights_into(&picked[..count], self.scale, self.reference, weights);
+            for (&place, &weight) in places.iter().zip(&*weights) {
+                add(place as usize, if weight > LEAST { weight } else { LEAST });
+            }
         }
-        weights
     }
 }
 
 impl BlockSums {
     pub(crate) fn memory_usage(&self) -> usize {
-        let blocks = self.unscored.capacity() + self.width.capacity() + self.scored.capacity();
-        blocks * size_of::<[f32; LANES]>() + 4 * self.weights.capacity()
+        self.bins.capacity() * size_of::<Bin>()
     }
 
     /// Empty sums for `blocks` blocks.
     pub(crate) fn begin(&mut self, blocks: usize) {
-        for values in [&mut self.unscored, &mut self.width, &mut self.scored] {
-            values.clear();
-            values.resize(blocks, [0.0; LANES]);
-        }
+        self.bins.clear();
+        self.bins.resize(blocks, Bin::default());
     }
 
     /// Adds what a part's scan left out; `factor` moves it to the reference.
     pub(crate) fn add_scanned(&mut self, entries: &[BlockTail], factor: f64) {
         let factor = up(factor);
         for entry in entries {
-            let block = entry.block as usize;
+            let bin = &mut self.bins[entry.block as usize];
             let weight = entry.sum * factor;
-            self.unscored[block][0] += if weight > LEAST { weight } else { LEAST };
-            let width = &mut self.width[block][0];
+            bin.unscored[0] += if weight > LEAST { weight } else { LEAST };
+            let width = &mut bin.width[0];
             *width = if entry.width > *width {
                 entry.width
             } else {
@@ -176,77 +187,86 @@ impl BlockSums {
         (block_keys, apart): (usize, &Apart),
         weighing: Weighing,
     ) -> f64 {
-        let weights = weighing.below(&found.upper, floor, &mut self.weights);
         if apart.is_empty() {
             let blocks = Blocks::of(block_keys);
-            let bounds = found.lower.iter().zip(&found.upper);
-            let keys = found.slots.iter().zip(weights).zip(bounds);
-            for (lane, ((&slot, &weight), (&lower, &upper))) in lanes().zip(keys) {
-                let block = blocks.at(slot);
-                self.unscored[block][lane] += weight;
-                let width = if weight > 0.0 { upper - lower } else { 0.0 };
-                let widest = &mut self.width[block][lane];
+            weighing.for_each_below(&found.upper, floor, |place, weight| {
+                let bin = &mut self.bins[blocks.at(found.slots[place])];
+                bin.unscored[place % LANES] += weight;
+                let width = found.upper[place] - found.lower[place];
+                let widest = &mut bin.width[place % LANES];
                 *widest = if width > *widest { width } else { *widest };
-            }
+            });
             return 0.0;
         }
         let mut unblocked = 0.0;
-        for (i, &slot) in found.slots.iter().enumerate() {
-            if weights[i] == 0.0 {
-            } else if apart.holds(slot) {
-                unblocked = tail::add(unblocked, f64::from(weights[i] * UP));
+        for (&slot, (&lower, &upper)) in
+            found.slots.iter().zip(found.lower.iter().zip(&found.upper))
+        {
+            if upper >= floor {
+                continue;
+            }
+            let weight = tail::weight(weighing.scale, upper, weighing.reference);
+            if apart.holds(slot) {
+                unblocked = tail::add(unblocked, weight);
             } else {
-                let block = slot as usize / block_keys;
-                self.unscored[block][0] += weights[i];
-                let width = found.upper[i] - found.lower[i];
-                self.width[block][0] = self.width[block][0].max(width);
+                let bin = &mut self.bins[slot as usize / block_keys];
+                bin.unscored[0] += up(weight).max(LEAST);
+                bin.width[0] = bin.width[0].max(upper - lower);
             }
         }
         unblocked
     }
 
-    /// Adds the scored keys, at ascending positions, that are not among the `selected`: those below the reference, and its ties beyond the
+    /// Adds the scored keys, at ascending positions (of each place in `scores`), that are not among the `selected`: those below the reference, and its ties beyond the
     /// selected ones.
     pub(crate) fn add_scored(
         &mut self,
-        positions: impl Iterator<Item = u32> + Clone,
+        position: impl Fn(usize) -> u32,
         scores: &[f32],
         selected: &[u32],
         block_keys: usize,
         weighing: Weighing,
     ) {
-        let weights = weighing.below(scores, weighing.reference, &mut self.weights);
         let blocks = Blocks::of(block_keys);
-        for (lane, (position, &weight)) in lanes().zip(positions.clone().zip(weights)) {
-            self.scored[blocks.at(position)][lane] += weight;
-        }
-        let reached = |&&score: &&f32| score >= weighing.reference;
-        if scores.iter().filter(reached).count() > selected.len() {
+        let mut count = 0;
+        weighing.for_each_below(scores, weighing.reference, |place, weight| {
+            let bin = &mut self.bins[blocks.at(position(place))];
+            bin.scored[place % LANES] += weight;
+            count += 1;
+        });
+        if scores.len() - count > selected.len() {
             let mut selected = selected.iter().peekable();
-            for (position, score) in positions.zip(scores) {
-                if selected.next_if_eq(&&position).is_none() && reached(&score) {
-                    self.scored[blocks.at(position)][0] += 1.0;
+            for (place, &score) in scores.iter().enumerate() {
+                let position = position(place);
+                if selected.next_if_eq(&&position).is_none() && score >= weighing.reference {
+                    self.bins[blocks.at(position)].scored[0] += 1.0;
                 }
             }
         }
     }
 
-    /// Writes the sums, rounded outward.
-    pub(crate) fn finish(&self, block_keys: usize, unblocked: f64, out: &mut TailBlocks) {
-        let whole = |lanes: &[f32; LANES]| ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) * UP;
+    /// Writes the sums, rounded outward. Returns the sum of them all, `unblocked` included.
+    pub(crate) fn finish(&self, block_keys: usize, unblocked: f64, out: &mut TailBlocks) -> f64 {
+        let whole = |lanes: [f32; LANES]| (lanes[0] + lanes[1]) * UP;
         out.clear();
         out.block_keys = block_keys;
         out.unblocked = unblocked;
-        out.unscored.extend(self.unscored.iter().map(whole));
-        out.scored.extend(self.scored.iter().map(whole));
+        out.unscored
+            .extend(self.bins.iter().map(|bin| whole(bin.unscored)));
+        out.scored
+            .extend(self.bins.iter().map(|bin| whole(bin.scored)));
         // A difference of two bounds was rounded once; the kernels' widths are outward already.
-        let widest = |lanes: &[f32; LANES]| lanes.iter().copied().fold(0.0, f32::max).next_up();
-        out.width.extend(self.width.iter().map(widest));
+        let widest = |[a, b]: [f32; LANES]| (if a > b { a } else { b }).next_up();
+        out.width
+            .extend(self.bins.iter().map(|bin| widest(bin.width)));
+        let mut sums = [0.0; 2];
+        for (&unscored, &scored) in out.unscored.iter().zip(&out.scored) {
+            sums[0] += f64::from(unscored);
+            sums[1] += f64::from(scored);
+        }
+        // Far fewer than a million additions of `2^-53` each.
+        tail::add(unblocked, (sums[0] + sums[1]) * (1.0 + 1e-9))
     }
-}
-
-fn lanes() -> impl Iterator<Item = usize> {
-    (0..LANES).cycle()
 }
 
 /// The block of a position.
@@ -381,9 +401,9 @@ mod tests {
             scale: 0.5,
             reference: 1.0,
         };
-        let positions = [0, 3, 16, 20, 31].into_iter();
+        let positions = [0, 3, 16, 20, 31];
         sums.add_scored(
-            positions,
+            |place| positions[place],
             &[1.0, 2.0, 1.0, -1.0, 1.0],
             &[0, 3],
             16,

@@ -60,6 +60,7 @@ impl DenseScores {
             (f32::MIN, |_| 0.0),
             out,
         );
+        out.tail.sum = buffers.left_out(group.kernel, group.visible, group.scale, out);
     }
 }
 

@@ -89,13 +89,33 @@ impl Settling {
         &self.scores
     }
 
+    /// Weight of the scored keys that were not selected, which are all below the tail's reference but for its ties beyond the selected ones;
+    /// what [`settle`] left there if no tail was asked for or nothing is left out.
+    pub(crate) fn left_out(
+        &self,
+        kernel: Kernel,
+        visible: usize,
+        scale: f32,
+        out: &Selection,
+    ) -> f64 {
+        let Tail { reference, sum } = out.tail;
+        if scale <= 0.0 || out.stats.selected == visible {
+            return sum;
+        }
+        let reached = |&&score: &&f32| score >= reference;
+        let ties = self.scores.iter().filter(reached).count() - out.stats.selected;
+        let below = tail::sum_below(kernel, scale, &self.scores, reference, reference);
+        tail::add(below, ties as f64)
+    }
+
     pub(crate) fn memory_usage(&self) -> usize {
         4 * self.scores.capacity() + self.mass.memory_usage()
     }
 }
 
-/// Reduces the survivors in `out` (positions ascending, with their canonical scores) to the selection, and sets its tail to the
-/// survivors that were left out. Keys that were never scored are the caller's to add, relative to `out.tail.reference`.
+/// Reduces the survivors in `out` (positions ascending, with their canonical scores) to the selection, and sets the reference of its tail,
+/// whose sum is the caller's to find: that of the survivors that were left out ([`Settling::left_out`]) and of the keys that were never scored. Until
+/// then it is infinite, unless nothing is left out.
 ///
 /// A target by mass needs to know of those: they are below the score `floor`, and weigh at most `unscored(reference)`.
 pub(crate) fn settle(
@@ -142,8 +162,6 @@ pub(crate) fn settle(
         reference,
         sum: if selected == visible {
             0.0
-        } else if scale > 0.0 {
-            left_out(kernel, &buffers.scores, scale, reference, selected)
         } else {
             f64::INFINITY
         },
@@ -169,13 +187,6 @@ fn keep_best(kernel: Kernel, k: usize, positions: &mut Vec<u32>, scores: &mut Ve
     scores.truncate(kept);
 }
 
-/// Weight of the scored keys that were not among the `selected`: all below `reference`, and its ties beyond the selected.
-fn left_out(kernel: Kernel, scores: &[f32], scale: f32, reference: f32, selected: usize) -> f64 {
-    let reached = scores.iter().filter(|&&score| score >= reference).count();
-    let sum = tail::sum_below(kernel, scale, scores, reference, reference);
-    tail::add(sum, (reached - selected) as f64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +208,7 @@ mod tests {
             nothing,
             &mut out,
         );
+        out.tail.sum = buffers.left_out(Kernel::best(), visible, scale, &out);
         out
     }
 

@@ -110,14 +110,21 @@ impl Rescoring {
             return Outcome::Rescan(out.tail.reference);
         }
         if group.scale > 0.0 && out.stats.selected < group.visible {
-            let unscored = unscored(group, g, parts, (tau, skipped), floor, out.tail.reference);
-            out.tail.sum = tail::add(out.tail.sum, unscored);
-            self.add_unscored_blocks(group, g, parts, (tau, skipped), floor, apart, out);
+            out.tail.sum = if group.tail_block > 0 {
+                self.add_unscored_blocks(group, g, parts, (tau, skipped), floor, apart, out)
+            } else {
+                let scored = self
+                    .settling
+                    .left_out(group.kernel, group.visible, group.scale, out);
+                let reference = out.tail.reference;
+                let unscored = unscored(group, g, parts, (tau, skipped), floor, reference);
+                tail::add(scored, unscored)
+            };
         }
         Outcome::Selected
     }
 
-    /// What [`unscored`] and [`settle`] bound, once more by blocks, if that is asked for.
+    /// What [`unscored`] and [`Settling::left_out`] bound, by blocks. Returns all of it.
     #[expect(
         clippy::too_many_arguments,
         reason = "what one query of a pass came to"
@@ -131,10 +138,7 @@ impl Rescoring {
         floor: f32,
         apart: &Apart,
         out: &mut Selection,
-    ) {
-        if group.tail_block == 0 {
-            return;
-        }
+    ) -> f64 {
         let (block_keys, weighing) = (group.tail_block, weighing(group, out));
         let (scale, reference) = (weighing.scale, weighing.reference);
         let sums = &mut self.sums;
@@ -148,9 +152,10 @@ impl Rescoring {
             let bounded = sums.add_bounded(found, floor, (block_keys, apart), weighing);
             unblocked = tail::add(unblocked, bounded);
         }
-        let (survivors, scores) = (self.survivors.iter().copied(), self.settling.scores());
-        sums.add_scored(survivors, scores, &out.positions, block_keys, weighing);
-        sums.finish(block_keys, unblocked, &mut out.blocks);
+        let (survivors, scores) = (&self.survivors, self.settling.scores());
+        let position = |place: usize| survivors[place];
+        sums.add_scored(position, scores, &out.positions, block_keys, weighing);
+        sums.finish(block_keys, unblocked, &mut out.blocks)
     }
 
     /// The tail of a dense search by blocks, if that is asked for and something is left out: every key is scored.
@@ -161,9 +166,9 @@ impl Rescoring {
         }
         let sums = &mut self.sums;
         sums.begin(group.visible.div_ceil(block_keys));
-        let (positions, scores) = (0..group.visible as u32, self.settling.scores());
+        let (position, scores) = (|place: usize| place as u32, self.settling.scores());
         let weighing = weighing(group, out);
-        sums.add_scored(positions, scores, &out.positions, block_keys, weighing);
+        sums.add_scored(position, scores, &out.positions, block_keys, weighing);
         sums.finish(block_keys, 0.0, &mut out.blocks);
     }
 

@@ -45,6 +45,8 @@ pub enum Scope {
     Visible,
     /// The selection of the configuration of this number, over the keys stored so far; a head that goes dense: all of them.
     Selected(usize),
+    /// Every key stored so far, as near as the report's certificate promises: something stands in for those that were left out.
+    Certified,
 }
 
 /// One way to take a decode step.
@@ -107,14 +109,19 @@ pub(super) fn engine<'a, B: HiraBackend>(
     let attention = config.init::<B>(device)?;
     let dense = config.plan == PlanPolicy::Dense;
     Ok(Contender {
-        name: if dense { "dense (ours)" } else { "hira" },
+        name: match (dense, config.tail_compensation) {
+            (true, _) => "dense (ours)",
+            (false, true) => "hira",
+            (false, false) => "hira (uncompensated)",
+        },
         rule: match dense {
             true => "dense".to_owned(),
             false => config.rule()?.to_string(),
         },
-        scope: match dense {
-            true => Scope::Visible,
-            false => Scope::Selected(number),
+        scope: match (dense, config.tail_compensation) {
+            (true, _) => Scope::Visible,
+            (false, true) => Scope::Certified,
+            (false, false) => Scope::Selected(number),
         },
         call: Box::new(move |layer, row| {
             let (q, k, v) = step::<B>(problem, row, device);

@@ -23,7 +23,11 @@ struct Measured {
     bytes: f64,
 }
 
-/// Times a scenario's contenders: Burn's where they take part, our own dense attention, Hira with each rule.
+/// Times a scenario's contenders: Burn's where they take part, our own dense attention, Hira with each rule, and once more with the first of them and
+/// nothing that stands in for the tail.
+///
+/// The output with each rule must be as near to dense attention as its certificate says. That it selects what the rule says is checked
+/// beside the timing, by the same steps without compensation, whose output is known to rounding.
 ///
 /// `progress` is called after every block of calls with the calls made so far and all there will be.
 ///
@@ -37,11 +41,19 @@ pub fn measure_step<B: HiraBackend>(
     device: &B::Device,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Outcome>, ContenderError> {
-    let configs: Vec<_> = scenario
+    let mut configs: Vec<_> = scenario
         .rules
         .iter()
         .map(|&rule| config(scenario, rule))
         .collect();
+    let plain = |config: &HiraAttentionConfig| config.clone().with_tail_compensation(false);
+    let mut checks = Vec::new();
+    for (number, config) in configs.iter().enumerate() {
+        let config = plain(config);
+        let cache = filled(&config, problem, 1)?;
+        checks.push(engine::<B>(&config, number, cache, problem, device)?);
+    }
+    configs.extend(configs.first().map(plain));
     let mut contenders = Vec::new();
     if scenario.has_burn() {
         let layers = layers::<B>(problem, turns.copies, device);
@@ -69,7 +81,7 @@ pub fn measure_step<B: HiraBackend>(
     let measured = take_turns(
         problem,
         scenario.precision,
-        &mut contenders,
+        (&mut contenders, &mut checks),
         &configs,
         turns,
         progress,
@@ -78,12 +90,10 @@ pub fn measure_step<B: HiraBackend>(
 }
 
 /// The defaults with this rule. Over generated rows heads are never sent to the dense plan for the mass that the rule drops: they are
-/// flatter than recorded ones, and the longer the flatter, so that the figures would be of the dense plan. Nothing stands in for the tail,
-/// so that every answer can be checked to rounding against attention over the selection.
+/// flatter than recorded ones, and the longer the flatter, so that the figures would be of the dense plan.
 fn config(scenario: &Scenario, rule: ThresholdRule) -> HiraAttentionConfig {
     let mut config = HiraAttentionConfig::new()
         .with_rule(rule)
-        .with_tail_compensation(false)
         .with_precision(scenario.precision);
     if scenario.data == Data::Generated {
         config.max_dropped_mass = 1.0;
@@ -94,7 +104,7 @@ fn config(scenario: &Scenario, rule: ThresholdRule) -> HiraAttentionConfig {
 fn take_turns(
     problem: &Problem,
     precision: Precision,
-    contenders: &mut [Contender<'_>],
+    (contenders, checks): (&mut [Contender<'_>], &mut [Contender<'_>]),
     configs: &[HiraAttentionConfig],
     turns: Turns,
     progress: &dyn Fn(usize, usize),
@@ -115,18 +125,16 @@ fn take_turns(
             .clone()
             .map(|row| Answers::of(problem, row, &configs, all))
             .collect();
+        for (row, answers) in block.clone().zip(&answers) {
+            for contender in &mut *checks {
+                checked(contender, (0, row), answers, problem.dim, allowed)?;
+            }
+        }
         for turn in turns.of(block.clone()) {
             let contender = &mut contenders[turn.contender];
-            let (out, seconds, report) = (contender.call)(turn.copy, turn.row)?;
             let answers = &answers[turn.row - block.start];
-            let error = error(answers, contender.scope, &out, report.as_ref(), problem.dim);
-            if error.is_nan() || error > allowed {
-                return Err(ContenderError::Wrong {
-                    name: contender.name,
-                    error,
-                    allowed,
-                });
-            }
+            let call = (turn.copy, turn.row);
+            let (seconds, report) = checked(contender, call, answers, problem.dim, allowed)?;
             if turn.counted {
                 let measured = &mut measured[turn.contender];
                 measured.micros.push(seconds * 1e6);
@@ -140,6 +148,26 @@ fn take_turns(
         progress(done, calls);
     }
     Ok(measured)
+}
+
+/// Takes a step on a copy and a row; an error if its answer is not right. Returns the seconds it took, and the report.
+fn checked(
+    contender: &mut Contender<'_>,
+    (copy, row): (usize, usize),
+    answers: &Answers,
+    dim: usize,
+    allowed: f64,
+) -> Result<(f64, Option<AttentionReport>), ContenderError> {
+    let (out, seconds, report) = (contender.call)(copy, row)?;
+    let error = error(answers, contender.scope, &out, report.as_ref(), dim);
+    if error.is_nan() || error > allowed {
+        return Err(ContenderError::Wrong {
+            name: contender.name,
+            error,
+            allowed,
+        });
+    }
+    Ok((seconds, report))
 }
 
 fn outcomes(
@@ -221,7 +249,8 @@ fn bytes_read(report: Option<&AttentionReport>, problem: &Problem, precision: Pr
     bytes.sum()
 }
 
-/// Largest difference from the answer that each head's plan asks for.
+/// Largest difference from the answer that each head's plan asks for; of a certified answer how much farther from dense attention it is than its
+/// certificate says.
 fn error(
     answers: &Answers,
     scope: Scope,
@@ -233,13 +262,22 @@ fn error(
         return f64::INFINITY;
     }
     let heads = out.chunks_exact(dim).enumerate().map(|(head, out)| {
-        let plan = report.map(|report| report.heads[head].plan);
+        let said = report.map(|report| &report.heads[head]);
+        let plan = said.map(|head| head.plan);
         let answer = match (scope, plan) {
             (Scope::All, _) => answers.all.as_ref().unwrap_or(&answers.visible),
             (Scope::Selected(number), Some(HeadPlan::Sparse)) => &answers.selected[number],
             _ => &answers.visible,
         };
         let answer = &answer[head * dim..(head + 1) * dim];
+        if let (Scope::Certified, Some(said)) = (scope, said) {
+            let squares = out
+                .iter()
+                .zip(answer)
+                .map(|(a, b)| (f64::from(*a) - b).powi(2));
+            let distance = squares.sum::<f64>().sqrt();
+            return (distance - f64::from(said.worst.output_error_bound)).max(0.0);
+        }
         let differences = out
             .iter()
             .zip(answer)
