@@ -360,12 +360,18 @@ mod measured {
             let recalls = measured.recalls();
             let cache = || rule.config(&config).init_cache(SHAPE).expect("a cache");
             let found = read(&measured, &rows, &mut cache(), &cuts);
-            // the same, token by token: that is what the rule is
+            // A measured query is a call of its own, and the others are what they are between such calls: a tile of a prefill shares its search.
+            let alone = |position: usize| position >= 45 && position.is_multiple_of(15);
+            let ends = (1..=LEN).filter(|&end| match rule {
+                EvalRule::Hira(_) => alone(end) || alone(end - 1) || cuts.contains(&end),
+                // these answer token by token, however they are called
+                _ => true,
+            });
             let plain = rule
                 .processor::<Flex>(&config, &device)
                 .expect("an attention");
-            let every: Vec<usize> = (1..=LEN).collect();
-            let expected = read(&*plain, &rows, &mut cache(), &every);
+            let ends: Vec<usize> = ends.collect();
+            let expected = read(&*plain, &rows, &mut cache(), &ends);
             assert_eq!(found.1, expected.1, "{text}");
             for (a, b) in found.0.iter().zip(&expected.0) {
                 assert!((a - b).abs() < 1e-5, "{text}");

@@ -35,7 +35,8 @@ struct Arguments {
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     parts: Vec<Part>,
-    /// Rules to read the text with, beside dense: top-k=K, percentile=P, mass=M, one of the sampled rules, quest=K, streaming=K, h2o=K.
+    /// Rules to read the text with, beside dense: top-k=K, percentile=P, mass=M, one of the sampled rules, quest=K, streaming=K, h2o=K. With +comp
+    /// behind one of Hira's, block means stand in for what it leaves out, as in mass=0.95+comp.
     #[arg(long, value_delimiter = ',', value_name = "RULES")]
     rules: Vec<EvalRule>,
     /// Rules of Hira's to decode with.
@@ -54,6 +55,12 @@ struct Arguments {
     /// Lengths of the samples of tasks: 2048,4096,8192 if nothing else is said.
     #[arg(long, value_delimiter = ',', value_name = "TOKENS")]
     task_lengths: Vec<usize>,
+    /// Where needles lie, in percent of the context: 10,50,90 if nothing else is said.
+    #[arg(long, value_delimiter = ',', value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    task_depths: Vec<u8>,
+    /// Samples of each task, length and depth: 2 if nothing else is said.
+    #[arg(long, value_name = "SAMPLES")]
+    task_samples: Option<usize>,
     /// Hold the answers of every so many-th query, in every layer, against dense attention in f64; 0 for none.
     #[arg(long, value_name = "QUERIES", default_value_t = 256)]
     measured: usize,
@@ -103,15 +110,17 @@ enum Part {
 }
 
 /// Rules to read with if none are named, the most telling first, and with `--quick`.
-const RULES: &str = "mass=0.99,top-k=256,mass=0.95,streaming=256,quest=256,h2o=256,mass=0.9,mass=0.999,top-k=64,top-k=512,top-k=128,percentile=2,adaptive=2,sample-max,sample-top-k=256,sample-mean-max=0.5,sample-gap,budget=2";
-const QUICK_RULES: &str = "mass=0.99,mass=0.9,top-k=256,top-k=64,streaming=256";
+const RULES: &str = "mass=0.99,top-k=256,mass=0.95,mass=0.95+comp,mass=0.99+comp,top-k=256+comp,streaming=256,quest=256,h2o=256,mass=0.9,mass=0.999,top-k=64,top-k=512,top-k=128,percentile=2,adaptive=2,sample-max,sample-top-k=256,sample-mean-max=0.5,sample-gap,budget=2";
+const QUICK_RULES: &str =
+    "mass=0.99,mass=0.95,mass=0.95+comp,top-k=256,top-k=256+comp,streaming=256";
 
 /// Rules to decode with if none are named, and with `--quick`.
-const DECODING: &str = "mass=0.99,mass=0.95,top-k=256,mass=0.9,mass=0.999";
-const QUICK_DECODING: &str = "mass=0.99";
+const DECODING: &str = "mass=0.99,mass=0.95,mass=0.95+comp,mass=0.99+comp,top-k=256,top-k=256+comp,mass=0.9,mass=0.999";
+const QUICK_DECODING: &str = "mass=0.99,mass=0.95+comp";
 
 /// Rules to answer tasks with if none are named.
-const TASK_RULES: &str = "mass=0.99,mass=0.95,top-k=256,streaming=256,quest=256,h2o=256";
+const TASK_RULES: &str =
+    "mass=0.99,mass=0.95+comp,top-k=256,top-k=256+comp,streaming=256,quest=256,h2o=256";
 
 /// A window of `--long`, and its contexts.
 const LONG: [usize; 5] = [2048, 4096, 8192, 12288, 16384];
@@ -142,7 +151,11 @@ fn run(arguments: Arguments) -> Result<()> {
     let config = arguments.config.as_ref().map(fs::read_to_string);
     let config = config.transpose()?;
     let settings = (model.to_string_lossy(), &text, arguments.start(), config);
-    let settings = fingerprint(&settings)?;
+    let settings = match arguments.rope_scaling {
+        None => fingerprint(&settings)?,
+        // records of tasks do not say how positions were stretched
+        Some(stretch) => fingerprint(&(settings, stretch.to_string()))?,
+    };
     if arguments.wants(Part::Captures) {
         measure_captures(&arguments.captures, arguments.fresh, out)?;
     }
@@ -188,8 +201,8 @@ impl Arguments {
         let mut plan = TaskPlan {
             tasks: Task::ALL.to_vec(),
             lengths: self.task_lengths.clone(),
-            depths: vec![10, 50, 90],
-            samples: 2,
+            depths: self.task_depths.iter().copied().map(usize::from).collect(),
+            samples: self.task_samples.unwrap_or(if self.quick { 1 } else { 2 }),
             rules,
         };
         if plan.lengths.is_empty() {
@@ -198,8 +211,13 @@ impl Arguments {
         if self.quick {
             plan.tasks = vec![Task::Passkey, Task::Needle];
             plan.lengths.truncate(1);
-            plan.depths = vec![50];
-            plan.samples = 1;
+        }
+        if plan.depths.is_empty() {
+            plan.depths = if self.quick {
+                vec![50]
+            } else {
+                vec![10, 50, 90]
+            };
         }
         Ok(plan)
     }
@@ -339,6 +357,8 @@ impl OnDevice for Work {
             let (text, journal) = (&self.text, &mut self.journal);
             plan.run(&mut model, text, journal, device, &mut |event| {
                 match event {
+                    // where there is no bar, as in a log, hours should not pass without a word
+                    Event::Begin(what) if bar.is_hidden() => eprintln!("{what}"),
                     Event::Begin(what) => bar.set_message(what),
                     Event::Tokens(tokens) => bar.inc(tokens as u64),
                 }
@@ -377,6 +397,9 @@ impl Work {
         bar.reset();
         bar.set_length(pairs.len() as u64);
         bar.set_message("answers to tasks");
+        if bar.is_hidden() {
+            eprintln!("{} answers to tasks", pairs.len());
+        }
         let own = &self.plans[0].0.positions;
         let mut model = load::<B>(&self.path, own, device)?;
         let tokenizer = ModelFile::open(&self.path)?.tokenizer()?;

@@ -104,8 +104,8 @@ impl Recalls {
 
 /// The attention of a rule. Of chosen layers and every n-th query it also computes dense attention in f64, from the cache.
 ///
-/// A call of many tokens is cut at the measured ones, whose reports are then theirs alone; that changes nothing where the rule holds for
-/// every query. Where a prefill is dense (`use_hira_during_prefill` is off), such a call stays whole and is not measured.
+/// A call of many tokens is cut at the measured ones: each is a decode step, whose report is its own, and the others are what they are in the
+/// calls between (tiles of a sparse prefill share a search, and attend to some keys beyond it). Where a prefill is dense (`use_hira_during_prefill` is off), such a call stays whole and is not measured.
 ///
 /// # Complexity
 ///

@@ -50,7 +50,7 @@ impl Axis<'_> {
             0.0 => "0".to_owned(),
             size if size < 1e-3 => format!("{value:.0e}"),
             size if size < 0.1 => format!("{value:.3}"),
-            size if size < 10.0 => format!("{value:.2}"),
+            size if size < 10.0 && size.fract() != 0.0 => format!("{value:.2}"),
             _ => format!("{value:.0}"),
         }
     }
@@ -287,6 +287,19 @@ mod tests {
         for wanted in ["1.0", "50", "12", "100", "query head"] {
             assert!(text.contains(&format!("{wanted}\n")), "{wanted}");
         }
+    }
+
+    #[test]
+    fn whole_numbers_are_written_whole() {
+        let label = |value| {
+            Axis {
+                name: "",
+                logarithmic: false,
+            }
+            .label(value)
+        };
+        let labels = [0.0, 5.0, -5.0, 2.5, 30.0, 0.05].map(label);
+        assert_eq!(labels, ["0", "5", "-5", "2.50", "30", "0.050"]);
     }
 
     #[test]

@@ -62,11 +62,23 @@ pub fn write_report(
         fs::write(file("layers.csv"), layers_csv(&summaries))?;
         plots(group, &summaries, &file)?;
     }
-    if records.iter().any(|one| matches!(one, Record::Decoding(_))) {
+    // a short run leaves its tokens in the same journal: those of another length are other tokens
+    let decoded = groups
+        .first()
+        .map(|group| decoding_markdown(records, &group.positions, group.len));
+    if let Some(table) = decoded.filter(|table| !table.is_empty()) {
         text.push_str(&format!(
-            "\n## Greedy decoding\n\n{}",
-            decoding_markdown(records)
+            "\n## Greedy decoding\n\nDense attention reads the text but for the last tokens of a window and decodes as many; each rule goes on from the same cache.\n\n{table}"
         ));
+    }
+    // written by the part that needs no model, by this run or one before
+    match fs::read_to_string(folder.join("captures.md")) {
+        Ok(tables) => {
+            let tables = tables.replace("\n## ", "\n### ");
+            text.push_str(&format!("\n## On recorded keys\n\n{tables}"));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
     }
     let tasks: Vec<TaskScore> = records
         .iter()

@@ -182,13 +182,17 @@ pub(super) fn position_markdown(summaries: &[Summary], width: usize) -> String {
     text
 }
 
-/// What decoded tokens came to.
-pub(super) fn decoding_markdown(records: &[Record]) -> String {
+/// What tokens decoded to the end of a window of `len` tokens came to; empty if none were.
+pub(super) fn decoding_markdown(records: &[Record], positions: &str, len: usize) -> String {
+    let ours = |one: &&DecodingRecord| one.positions == positions && one.prompt + one.tokens == len;
+    if !decodings(records).any(|one| ours(&one)) {
+        return String::new();
+    }
     let mut text = String::from(
         "| rule | keys attended to | dropped mass, proven (mean) | same tokens, free | equal before the first other | same token, same past | KL, mean |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
     );
-    for one in decodings(records) {
+    for one in decodings(records).filter(ours) {
         write_to(
             &mut text,
             format_args!(
@@ -413,6 +417,35 @@ mod tests {
             positions.contains("| 1024 to 1536 | 2.00 | 4.00 |"),
             "{positions}"
         );
+    }
+
+    #[test]
+    fn tokens_decoded_in_other_windows_are_left_out() {
+        let decoded = |positions: &str, prompt| {
+            Record::Decoding(DecodingRecord {
+                positions: positions.to_owned(),
+                rule: "mass=0.9".to_owned(),
+                prompt,
+                tokens: 8,
+                equal: 6,
+                equal_prefix: 5,
+                same_past: ScoreSums::default(),
+                density: 0.25,
+                dropped_mass_bound: 0.0625,
+            })
+        };
+        let records = [
+            decoded("own", 504),
+            decoded("own", 2040),
+            decoded("yarn=2", 504),
+        ];
+        let table = decoding_markdown(&records, "own", 512);
+        assert_eq!(table.lines().count(), 3);
+        assert!(
+            table.contains("| mass=0.9 | 25.00 % | 0.0625 | 6 of 8 | 5 |"),
+            "{table}"
+        );
+        assert!(decoding_markdown(&records, "own", 1024).is_empty());
     }
 
     #[test]
