@@ -48,7 +48,7 @@ fn block_means_are_kept_where_a_sparse_step_uses_them() {
         max_len: 64,
     };
     for (text, block_keys) in [
-        ("", 64),
+        ("", 128),
         ("tail_block = 32", 32),
         ("tail_compensation = false", 0),
         ("num_levels = 0", 0),
