@@ -119,7 +119,7 @@ enum Chore {
     /// is judged against dense attention over the same past; tokens are decoded beside dense; the
     /// recorded keys are measured in f64. CSV, Markdown and SVG plots go to target/hira-eval, where
     /// a journal keeps what is finished: stop it at any time, a second run goes on. With --quick
-    /// about two minutes, without it hours. Everything after `eval` is handed to the binary:
+    /// some minutes, without it hours. Everything after `eval` is handed to the binary:
     /// `cargo xtask eval -- --help` lists its flags.
     #[command(verbatim_doc_comment)]
     Eval {
