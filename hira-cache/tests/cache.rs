@@ -16,6 +16,7 @@ const MAX_LEN: usize = 200;
 fn config() -> CacheConfig {
     CacheConfig::new(2, SEQUENCES, KV_HEADS, DIM, MAX_LEN)
         .with_value_dim(VALUE_DIM)
+        .with_tail_block(32)
         .with_index(IndexConfig {
             dim: DIM,
             num_levels: 3,
