@@ -102,8 +102,8 @@ pub(crate) fn bench(workspace: &Workspace, shell: &Shell) -> Result<()> {
     shell.run(bench.arg(&out))?;
     let table = fs::read_to_string(out.join("results.csv")).context("no results.csv")?;
     ensure!(
-        table.lines().count() == 5,
-        "four contenders were to be measured:\n{table}"
+        table.lines().count() == 6,
+        "five contenders were to be measured:\n{table}"
     );
     Ok(())
 }
