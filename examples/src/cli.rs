@@ -56,7 +56,7 @@ pub struct Arguments {
     /// The attention to run.
     #[arg(long, value_enum, default_value_t = AttentionName::Hira)]
     pub attention: AttentionName,
-    /// Attend to the keys that a rule selects: fixed=SCORE, top-k=K, percentile=PERCENT, or one that sets its threshold by a sample of
+    /// Attend to the keys that a rule selects: fixed=SCORE, top-k=K, percentile=PERCENT, mass=SHARE (of the softmax mass), or one that sets its threshold by a sample of
     /// the keys: adaptive=C, sample-max, sample-top-k=K, sample-mean-max=WEIGHT, sample-gap, budget=PERCENT.
     #[arg(long, value_name = "RULE")]
     pub rule: Option<ThresholdRule>,
