@@ -23,6 +23,7 @@ pub mod fetch;
 pub mod generate;
 mod huge_pages;
 pub mod llama;
+mod palette;
 pub mod program;
 pub mod sampler;
 mod threads;

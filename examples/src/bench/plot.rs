@@ -4,6 +4,8 @@ use std::path::Path;
 
 use plotters::{coord::combinators::LogCoord, prelude::*};
 
+use crate::palette::COLOURS;
+
 use super::{Ceilings, Outcome, outcome::thousands};
 
 /// Why a plot cannot be drawn.
@@ -18,18 +20,6 @@ pub struct PlotError {
 
 /// A line of a plot: its name and its points.
 type Series = (String, Vec<(f64, f64)>);
-
-/// Colours that differ in print and for those who do not see red and green apart.
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(140, 86, 0),
-    RGBColor(90, 90, 90),
-    RGBColor(230, 159, 0),
-];
 
 const SIZE: (u32, u32) = (1160, 600);
 

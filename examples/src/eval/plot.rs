@@ -5,6 +5,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::palette::COLOURS;
+
 /// Why a plot cannot be drawn.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot draw {file}")]
@@ -55,18 +57,6 @@ impl Axis<'_> {
         }
     }
 }
-
-/// Colours that differ in print and for those who do not see red and green apart.
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(140, 86, 0),
-    RGBColor(90, 90, 90),
-    RGBColor(230, 159, 0),
-];
 
 const SIZE: (u32, u32) = (1160, 600);
 
