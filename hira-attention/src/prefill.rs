@@ -244,9 +244,7 @@ impl TilePrefill<'_> {
                     break;
                 }
             }
-            scratch.search.swap_history(&mut searches);
-            searches.forget_keys();
-            scratch.search.swap_history(&mut searches);
+            scratch.search.forget_keys();
             let now = sparse::history(&scratch.answers, self.before + tile.end);
             history = Some(planner::updated(history, now));
             done.history = history;

@@ -87,7 +87,7 @@ impl Scratch {
     }
 
     /// Forgets the keys of the last search, whose queries are no predecessors of the next ones.
-    pub(crate) fn forget_keys(&mut self) {
+    pub fn forget_keys(&mut self) {
         self.history.forget_keys();
     }
 
