@@ -42,7 +42,7 @@ impl HierarchicalIndex {
         let mut segments = self.segments().enumerate();
         let (i, segment) =
             segments.find(|(_, segment)| position < segment.start() + segment.len())?;
-        let slot = segment.slot_of_position((position - segment.start()) as u32)?;
+        let slot = segment.slot_of_position(position.checked_sub(segment.start())? as u32)?;
         Some(KeyPath {
             segment: i,
             clusters: segment.clusters_of_slot(slot),

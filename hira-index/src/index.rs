@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hira_kernels::{Kernel, StoredSlice};
 
 use crate::level::Level;
-use crate::reservoir::Reservoir;
+use crate::reservoir::{Reservoir, sample_parts};
 use crate::update::{Pending, Tail, Task};
 use crate::widen::Widener;
 use crate::{Builder, IndexConfig, IndexError, IndexMemory, Segment, rows};
@@ -16,7 +16,8 @@ const MAX_LEN: usize = u32::MAX as usize;
 
 /// The keys of one attention head, in the order of their positions, with what a search needs to know about them.
 ///
-/// Keys are appended at the end and can be searched at once; only the end can be taken back. A clone shares the memory
+/// Keys are appended at the end and can be searched at once; only the end can be taken back, and what lies in front can be
+/// [evicted](Self::evict) by whole segments, which leaves every other key at its position. A clone shares the memory
 /// of every sealed segment, and copies the open one only when either side appends to it: a fork costs O(segments).
 ///
 /// # Examples
@@ -277,14 +278,25 @@ impl HierarchicalIndex {
         }
     }
 
-    /// Number of keys.
+    /// Number of keys that were appended and not taken back, those that were evicted included: the position of the next one.
     pub fn len(&self) -> usize {
         self.open.start() + self.open.len()
     }
 
-    /// Whether there is no key.
+    /// Whether no key was appended, or all were taken back.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Number of keys that [`evict`](Self::evict) has dropped: the position of the first key that is stored.
+    pub fn evicted(&self) -> usize {
+        let first = self.sealed.first();
+        first.map_or(self.open.start(), |segment| segment.start())
+    }
+
+    /// The positions of the keys that are stored.
+    pub fn positions(&self) -> Range<usize> {
+        self.evicted()..self.len()
     }
 
     /// Dimension of a key.
@@ -320,7 +332,7 @@ impl HierarchicalIndex {
         }
     }
 
-    /// The key at `position`, as it is stored.
+    /// The key at `position`, as it is stored; `None` if there is none, or it was evicted.
     ///
     /// # Complexity
     ///
@@ -340,7 +352,7 @@ impl HierarchicalIndex {
             .partition_point(|segment| segment.start() + segment.len() <= positions.start);
         let segment = self.sealed.get(next).unwrap_or(&self.open);
         let dim = self.config.dim;
-        let first = positions.start - segment.start();
+        let first = positions.start.checked_sub(segment.start())?;
         let end = positions.end.checked_sub(segment.start())?;
         segment.keys().get(first * dim..end.checked_mul(dim)?)
     }
@@ -374,6 +386,24 @@ impl HierarchicalIndex {
         self.reservoir.positions_into(visible, out);
     }
 
+    /// Overwrites `out` with the sampled positions among `positions`: those of [`sample_positions`](Self::sample_positions) if the range begins
+    /// at 0, and else one position of each of [`SampleConfig::size`](crate::SampleConfig::size) parts of it that are equally long, ascending; all
+    /// of them if the range is no longer than that. Positions that are not stored are cut off.
+    ///
+    /// It depends on the sample's seed and on the range alone. Within a part every position is as likely as any other.
+    ///
+    /// # Complexity
+    ///
+    /// O(size). No allocation once `out` has room.
+    pub fn sample_range(&self, positions: Range<usize>, out: &mut Vec<u32>) {
+        if positions.start == 0 && self.evicted() == 0 {
+            return self.sample_positions(positions.end, out);
+        }
+        let stored = self.positions();
+        let range = positions.start.max(stored.start)..positions.end.min(stored.end);
+        sample_parts(self.config.sample, range, out);
+    }
+
     /// Levels that a full segment has, the sketch included.
     pub fn num_levels(&self) -> usize {
         self.config.num_levels
@@ -403,7 +433,39 @@ impl HierarchicalIndex {
         memory
     }
 
+    /// Drops the sealed segments all of whose keys lie before position `before`; every other key keeps its position.
+    ///
+    /// What was evicted does not come back. The open segment stays, and so does one that is being built in the background, with those
+    /// behind it: of the keys before `before`, fewer than [`segment_len`](IndexConfig::segment_len) stay otherwise.
+    ///
+    /// # Complexity
+    ///
+    /// O(segments).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_index::{HierarchicalIndex, IndexConfig};
+    ///
+    /// let mut index = HierarchicalIndex::new(IndexConfig::new(4).with_segment_len(16))?;
+    /// index.append(&[0.5; 4 * 40])?;
+    /// index.evict(20);
+    /// assert_eq!(index.positions(), 16..40);
+    /// assert!(index.key(15).is_none() && index.key(16).is_some());
+    /// # Ok::<(), hira_index::IndexError>(())
+    /// ```
+    pub fn evict(&mut self, before: usize) {
+        let outside = self
+            .sealed
+            .partition_point(|segment| segment.start() + segment.len() <= before);
+        let idle = (0..outside).take_while(|&i| !self.is_pending(i)).count();
+        self.sealed.drain(..idle);
+    }
+
     /// Forgets the keys from position `len` on; nothing happens if there are fewer.
+    ///
+    /// Keys that were evicted do not come back: if `len` lies before [`evicted`](Self::evicted), no key is left, and the next one goes to
+    /// position `len`.
     ///
     /// # Complexity
     ///
@@ -413,6 +475,7 @@ impl HierarchicalIndex {
             return;
         }
         self.reservoir.truncate(len);
+        let first = self.evicted().min(len);
         if len > self.open.start() {
             let kept = len - self.open.start();
             Arc::make_mut(&mut self.open).truncate(self.kernel, kept);
@@ -421,12 +484,13 @@ impl HierarchicalIndex {
         let whole = self
             .sealed
             .partition_point(|segment| segment.start() + segment.len() <= len);
-        let cut = self.sealed.get(whole).cloned();
+        let cut = self.sealed.get(whole).filter(|cut| cut.start() < len);
+        let cut = cut.cloned();
         self.sealed.truncate(whole);
         let start = self
             .sealed
             .last()
-            .map_or(0, |segment| segment.start() + segment.len());
+            .map_or(first, |segment| segment.start() + segment.len());
         let centre = self
             .sealed
             .last()

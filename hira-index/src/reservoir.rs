@@ -1,5 +1,6 @@
 //! A sample of the stored positions, kept while keys come and go.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hira_kernels::prefetch;
@@ -127,6 +128,22 @@ impl Reservoir {
     }
 }
 
+/// Overwrites `out` with one position of each of `size` parts of `range` that are equally long up to one position; with all of them if there
+/// are no more.
+pub(crate) fn sample_parts(config: SampleConfig, range: Range<usize>, out: &mut Vec<u32>) {
+    out.clear();
+    let len = range.len();
+    if len <= config.size {
+        out.extend(range.start as u32..range.end.max(range.start) as u32);
+        return;
+    }
+    let bound = |part: usize| range.start + part * len / config.size;
+    out.extend((0..config.size).map(|part| {
+        let (from, to) = (bound(part), bound(part + 1));
+        (from + below(config.seed, from, to - from)) as u32
+    }));
+}
+
 /// Takes the latest replacements back, the newest first.
 fn undo(slots: &mut [u32], log: &[Replacement]) {
     for replacement in log.iter().rev() {
@@ -134,15 +151,20 @@ fn undo(slots: &mut [u32], log: &[Replacement]) {
     }
 }
 
-/// Uniform in `0..=position`: output number `position` of SplitMix64 started at `seed`, scaled by its upper bits. The
-/// bias is below `2^-32`, for positions have 32 bits and the output 64.
+/// Uniform in `0..=position`.
 fn draw(seed: u64, position: usize) -> usize {
+    below(seed, position, position + 1)
+}
+
+/// Uniform in `0..limit`: output number `position` of SplitMix64 started at `seed`, scaled by its upper bits. The
+/// bias is below `2^-32`, for limits have 32 bits and the output 64.
+fn below(seed: u64, position: usize, limit: usize) -> usize {
     let step = (position as u64).wrapping_add(1);
     let mut z = seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^= z >> 31;
-    ((u128::from(z) * u128::from(step)) >> 64) as usize
+    ((u128::from(z) * limit as u128) >> 64) as usize
 }
 
 #[cfg(test)]
@@ -196,6 +218,30 @@ mod tests {
                 for (fork, len) in forks {
                     assert_eq!(fork, grown(size, seed, len));
                 }
+            }
+        }
+    }
+
+    /// Every part of a range gives one position, and over many seeds every position of it equally often.
+    #[test]
+    fn parts_of_a_range_are_sampled_evenly() {
+        let mut out = Vec::new();
+        let config = |size, seed| SampleConfig { size, seed };
+        sample_parts(config(5, 1), 10..15, &mut out);
+        assert_eq!(out, [10, 11, 12, 13, 14]);
+        sample_parts(config(0, 1), 10..15, &mut out);
+        assert!(out.is_empty());
+        let mut counts = [0u32; 30];
+        for seed in 0..8_000 {
+            sample_parts(config(8, seed), 100..130, &mut out);
+            assert!(out.len() == 8 && out.is_sorted_by(|a, b| a < b));
+            out.iter().for_each(|&at| counts[at as usize - 100] += 1);
+        }
+        for (part, range) in [(0, 0..3), (1, 3..7), (7, 26..30)] {
+            assert_eq!(counts[range.clone()].iter().sum::<u32>(), 8_000, "{part}");
+            let share = 8_000.0 / range.len() as f64;
+            for &count in &counts[range] {
+                assert!((f64::from(count) - share).abs() < 5.0 * share.sqrt());
             }
         }
     }

@@ -35,7 +35,7 @@ impl HierarchicalIndex {
             .iter()
             .map(|segment| &**segment)
             .chain([self.open()]);
-        let mut start = 0;
+        let mut start = self.evicted();
         for (i, segment) in segments.enumerate() {
             let last = i == self.sealed().len();
             let broken = |what| IndexError::Invariant { segment: i, what };
