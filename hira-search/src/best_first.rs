@@ -149,7 +149,7 @@ impl BestFirst {
         self.seen.iter_mut().for_each(Vec::clear);
         self.firsts.clear();
         let mut leaves = 0;
-        for visible in Visible::segments(scan.group.index, scan.group.visible) {
+        for visible in Visible::segments(scan.group.index, scan.group.seen) {
             self.firsts.push(leaves);
             leaves += visible.segment.levels().last().map_or(0, |leaf| leaf.len());
         }
@@ -165,9 +165,7 @@ impl BestFirst {
         tau: f32,
         queue: &mut BinaryHeap<Node>,
     ) {
-        for (segment, visible) in
-            Visible::segments(scan.group.index, scan.group.visible).enumerate()
-        {
+        for (segment, visible) in Visible::segments(scan.group.index, scan.group.seen).enumerate() {
             // Where hidden keys are mixed with visible ones a cluster says too little; the scan reads such a segment whole.
             if !visible.is_mixed()
                 && let Some(roots) = visible.segment.levels().first()
@@ -191,7 +189,7 @@ impl BestFirst {
         queue: &mut BinaryHeap<Node>,
     ) -> Option<Node> {
         let (segment, depth) = (node.segment as usize, node.depth as usize);
-        let visible = Visible::nth(scan.group.index, scan.group.visible, segment)?;
+        let visible = Visible::nth(scan.group.index, scan.group.seen, segment)?;
         let levels = visible.segment.levels();
         let children = levels[depth].children(node.cluster as usize);
         if depth + 1 < levels.len() {

@@ -20,7 +20,7 @@ use hira_index::HierarchicalIndex;
 use hira_kernels::{BlockTail, Candidates, Kernel};
 
 use crate::tail;
-use crate::visible::Visible;
+use crate::visible::{Seen, Visible};
 
 /// At least every weight that a kernel flushes to zero: `exp(-87) < 2^-125`.
 const LEAST: f32 = 2.350_988_7e-38;
@@ -35,7 +35,7 @@ const SLACK: f32 = 1.0 / 512.0;
 ///
 /// # Units
 /// Weights are `exp(scale * (score - reference))` with the reference of the [`Tail`](crate::Tail). Block `b` holds positions
-/// `b * block_keys ..`.
+/// `b * block_keys ..`; here come those that hold a visible position, the first of which is block [`first`](Self::first).
 ///
 /// # Numerics
 /// The weights of all blocks and [`unblocked`](Self::unblocked) together are at least that of every visible key that was not selected.
@@ -44,6 +44,8 @@ const SLACK: f32 = 1.0 / 512.0;
 pub struct TailBlocks {
     /// Positions of a block; 0 where nothing was asked for or nothing is left out, and then everything here is empty.
     pub block_keys: usize,
+    /// The block that comes first here: that of the first visible position.
+    pub first: usize,
     /// At least the weight of the block's keys that were never scored.
     pub unscored: Vec<f32>,
     /// At least the difference of the two bounds of the score of each of them.
@@ -94,6 +96,7 @@ impl TailBlocks {
 
     pub(crate) fn clear(&mut self) {
         self.block_keys = 0;
+        self.first = 0;
         self.unscored.clear();
         self.width.clear();
         self.scored.clear();
@@ -104,6 +107,8 @@ impl TailBlocks {
 /// Sums of blocks in the making.
 #[derive(Debug, Default)]
 pub(crate) struct BlockSums {
+    /// The block of the first bin.
+    first: usize,
     bins: Vec<Bin>,
 }
 
@@ -156,17 +161,18 @@ impl BlockSums {
         self.bins.capacity() * size_of::<Bin>()
     }
 
-    /// Empty sums for `blocks` blocks.
-    pub(crate) fn begin(&mut self, blocks: usize) {
+    /// Empty sums for these blocks.
+    pub(crate) fn begin(&mut self, blocks: Range<usize>) {
+        self.first = blocks.start;
         self.bins.clear();
-        self.bins.resize(blocks, Bin::default());
+        self.bins.resize(blocks.len(), Bin::default());
     }
 
     /// Adds what a part's scan left out; `factor` moves it to the reference.
     pub(crate) fn add_scanned(&mut self, entries: &[BlockTail], factor: f64) {
         let factor = up(factor);
         for entry in entries {
-            let bin = &mut self.bins[entry.block as usize];
+            let bin = &mut self.bins[entry.block as usize - self.first];
             let weight = entry.sum * factor;
             bin.unscored[0] += if weight > LEAST { weight } else { LEAST };
             let width = &mut bin.width[0];
@@ -190,7 +196,7 @@ impl BlockSums {
         if apart.is_empty() {
             let blocks = Blocks::of(block_keys);
             weighing.for_each_below(&found.upper, floor, |place, weight| {
-                let bin = &mut self.bins[blocks.at(found.slots[place])];
+                let bin = &mut self.bins[blocks.at(found.slots[place]) - self.first];
                 bin.unscored[place % LANES] += weight;
                 let width = found.upper[place] - found.lower[place];
                 let widest = &mut bin.width[place % LANES];
@@ -209,7 +215,7 @@ impl BlockSums {
             if apart.holds(slot) {
                 unblocked = tail::add(unblocked, weight);
             } else {
-                let bin = &mut self.bins[slot as usize / block_keys];
+                let bin = &mut self.bins[slot as usize / block_keys - self.first];
                 bin.unscored[0] += up(weight).max(LEAST);
                 bin.width[0] = bin.width[0].max(upper - lower);
             }
@@ -230,7 +236,7 @@ impl BlockSums {
         let blocks = Blocks::of(block_keys);
         let mut count = 0;
         weighing.for_each_below(scores, weighing.reference, |place, weight| {
-            let bin = &mut self.bins[blocks.at(position(place))];
+            let bin = &mut self.bins[blocks.at(position(place)) - self.first];
             bin.scored[place % LANES] += weight;
             count += 1;
         });
@@ -239,7 +245,7 @@ impl BlockSums {
             for (place, &score) in scores.iter().enumerate() {
                 let position = position(place);
                 if selected.next_if_eq(&&position).is_none() && score >= weighing.reference {
-                    self.bins[blocks.at(position)].scored[0] += 1.0;
+                    self.bins[blocks.at(position) - self.first].scored[0] += 1.0;
                 }
             }
         }
@@ -250,6 +256,7 @@ impl BlockSums {
         let whole = |lanes: [f32; LANES]| (lanes[0] + lanes[1]) * UP;
         out.clear();
         out.block_keys = block_keys;
+        out.first = self.first;
         out.unblocked = unblocked;
         out.unscored
             .extend(self.bins.iter().map(|bin| whole(bin.unscored)));
@@ -311,12 +318,12 @@ impl Apart {
     }
 
     /// Finds them among the visible segments.
-    pub(crate) fn find(&mut self, index: &HierarchicalIndex, visible: usize, block_keys: usize) {
+    pub(crate) fn find(&mut self, index: &HierarchicalIndex, seen: Seen, block_keys: usize) {
         self.slots.clear();
         if block_keys == 0 {
             return;
         }
-        for visible in Visible::segments(index, visible) {
+        for visible in Visible::segments(index, seen) {
             if !visible.in_blocks(block_keys) {
                 let start = visible.segment.start();
                 let end = start + visible.segment.len();
@@ -395,7 +402,7 @@ mod tests {
     #[test]
     fn ties_beyond_the_selected_weigh_one_each() {
         let mut sums = BlockSums::default();
-        sums.begin(2);
+        sums.begin(0..2);
         let weighing = Weighing {
             kernel: Kernel::best(),
             scale: 0.5,

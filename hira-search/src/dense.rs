@@ -5,7 +5,7 @@ use hira_kernels::Team;
 use crate::group::Group;
 use crate::selection::Selection;
 use crate::settle::{Settling, settle};
-use crate::visible::Visible;
+use crate::visible::{Seen, Visible};
 
 /// Keys scored for every query of the group before the next ones: their rows stay in the first-level caches.
 const BLOCK_KEYS: usize = 64;
@@ -27,9 +27,9 @@ impl DenseScores {
     pub(crate) fn fill(&mut self, group: &Group<'_>, team: &Team) {
         let queries = group.len();
         self.scores.clear();
-        self.scores.resize(queries * group.visible, 0.0);
+        self.scores.resize(queries * group.visible(), 0.0);
         let score = |(part, scores): (usize, &mut [f32])| {
-            score_part(group, part * PART_KEYS, scores);
+            score_part(group, group.seen.first + part * PART_KEYS, scores);
         };
         let size = queries * PART_KEYS;
         team.for_each(self.scores.chunks_mut(size).enumerate(), score);
@@ -44,7 +44,8 @@ impl DenseScores {
         out: &mut Selection,
     ) {
         let queries = group.len();
-        out.positions.extend(0..group.visible as u32);
+        let Seen { first, end, .. } = group.seen;
+        out.positions.extend(first as u32..end as u32);
         for part in self.scores.chunks(queries * PART_KEYS) {
             let keys = part.len() / queries;
             out.scores
@@ -54,13 +55,13 @@ impl DenseScores {
         settle(
             group.kernel,
             target,
-            group.visible,
+            group.visible(),
             group.scale,
             buffers,
             (f32::MIN, |_| 0.0),
             out,
         );
-        out.tail.sum = buffers.left_out(group.kernel, group.visible, group.scale, out);
+        out.tail.sum = buffers.left_out(group.kernel, group.visible(), group.scale, out);
     }
 }
 
@@ -69,9 +70,12 @@ fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
     let queries = group.len();
     let keys = scores.len() / queries;
     let end = start + keys;
-    for Visible { segment, len } in Visible::segments(group.index, group.visible) {
+    for Visible {
+        segment, to: limit, ..
+    } in Visible::segments(group.index, group.seen)
+    {
         let first = segment.start();
-        let (from, to) = (start.max(first), end.min(first + len));
+        let (from, to) = (start.max(first), end.min(first + limit));
         let mut block = from;
         while block < to {
             let next = to.min(block + BLOCK_KEYS);

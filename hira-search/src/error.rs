@@ -45,6 +45,14 @@ pub enum SearchError {
         /// Keys in the index.
         stored: usize,
     },
+    /// Keys were declared visible that the index has evicted.
+    #[error("visible keys from position {first} on, but those before {evicted} are evicted")]
+    Evicted {
+        /// First position asked for.
+        first: usize,
+        /// First position that is stored.
+        evicted: usize,
+    },
     /// A setting is out of range.
     #[error("`{key}` must be {requirement}")]
     Config {

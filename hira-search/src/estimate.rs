@@ -53,11 +53,12 @@ impl Sample {
         let Group {
             index,
             kernel,
-            visible,
+            seen,
             targets,
             scale,
             ..
         } = *scan.group;
+        let visible = seen.len();
         let lacking = |target: &Target, tau: f32| {
             (target.is_top() || target.is_mass()) && tau == f32::NEG_INFINITY
         };
@@ -74,10 +75,10 @@ impl Sample {
             .resize_with(if by_mass { taus.len() } else { 0 }, MassBounds::default);
         self.bounds.iter_mut().for_each(MassBounds::clear);
         let mut skip = stride / 2;
-        for (i, segment) in Visible::segments(index, visible).enumerate() {
+        for (i, segment) in Visible::segments(index, seen).enumerate() {
             // The empty lanes of a last tile must not be counted.
-            let tiles = segment.slots() / TILE;
-            let mut tile = skip;
+            let whole = segment.whole_tiles();
+            let (mut tile, tiles) = (whole.start + skip, whole.end);
             // No hardware sees the next one coming.
             prefetch_tiles(&segment, (tile..tiles).step_by(stride).take(AHEAD));
             while tile < tiles {

@@ -10,10 +10,11 @@ use serde::Serialize;
 use crate::error::SearchError;
 use crate::group::Group;
 use crate::plan::{Plan, PlanEstimate, Reason, Shape, Work, estimates};
+use crate::positions::Positions;
 use crate::scratch::Scratch;
 use crate::searcher::HalfspaceSearcher;
 use crate::selection::{FirstThreshold, SearchStats, Selection};
-use crate::visible::has_sketch;
+use crate::visible::{Seen, has_sketch};
 
 impl HalfspaceSearcher {
     /// [`search_group_with`](Self::search_group_with), and an account of it.
@@ -31,12 +32,13 @@ impl HalfspaceSearcher {
         &self,
         index: &HierarchicalIndex,
         queries: &[f32],
-        visible: usize,
+        visible: impl Into<Positions>,
         rule: &dyn Threshold,
         scale: f32,
         scratch: &mut Scratch,
         out: &mut [Selection],
     ) -> Result<Explanation, SearchError> {
+        let visible: Positions = visible.into();
         let before = scratch.history().clone();
         scratch.last = None;
         let start = Instant::now();
@@ -46,20 +48,20 @@ impl HalfspaceSearcher {
             index,
             kernel: index.kernel(),
             queries,
-            visible,
+            seen: Seen::of(index, visible),
             targets: &scratch.resolving.targets,
             scale,
             tail_block: 0,
         };
         let shape = Shape::of(&group);
         let mut estimates: Vec<PlanEstimate> = estimates(&shape, &before).collect();
-        if !has_sketch(index, visible) {
+        if !has_sketch(index, group.seen) {
             estimates.retain(|estimate| estimate.plan == Plan::Dense);
         }
         Ok(Explanation {
             dim: index.dim(),
-            stored: index.len(),
-            visible,
+            stored: index.positions().len(),
+            visible: visible.len(),
             clusters: shape.clusters[..shape.depth()].to_vec(),
             chosen: scratch.last.map(|decision| Chosen {
                 plan: decision.plan,

@@ -5,13 +5,14 @@ use hira_kernels::{Kernel, MAX_NORM};
 
 use crate::error::SearchError;
 use crate::settle::Target;
+use crate::visible::Seen;
 
 /// The inputs of one group search, checked and resolved.
 pub(crate) struct Group<'a> {
     pub(crate) index: &'a HierarchicalIndex,
     pub(crate) kernel: Kernel,
     pub(crate) queries: &'a [f32],
-    pub(crate) visible: usize,
+    pub(crate) seen: Seen,
     /// One for each query.
     pub(crate) targets: &'a [Target],
     pub(crate) scale: f32,
@@ -22,6 +23,11 @@ pub(crate) struct Group<'a> {
 impl Group<'_> {
     pub(crate) fn dim(&self) -> usize {
         self.index.dim()
+    }
+
+    /// Number of keys that the queries see.
+    pub(crate) fn visible(&self) -> usize {
+        self.seen.len()
     }
 
     /// Bytes of a stored key.

@@ -1,5 +1,7 @@
 //! What a head's searches leave for the next one: counts for the cost model, and keys for the first threshold.
 
+use std::ops::Range;
+
 use crate::plan::MAX_COARSE;
 
 /// Exactly scored keys for each one wanted, before any were measured: 1.3 on captured keys at top-256.
@@ -145,8 +147,8 @@ impl SearchHistory {
         self.survivors += (fraction - self.survivors) * RECENT;
     }
 
-    /// Remembered positions of query `g` below `visible`, if they are as many as `k` and worth a try.
-    pub(crate) fn previous(&self, g: usize, k: usize, visible: usize) -> Option<&[u32]> {
+    /// Remembered positions of query `g` among those that are `visible`, if they are as many as `k` and worth a try.
+    pub(crate) fn previous(&self, g: usize, k: usize, visible: Range<usize>) -> Option<&[u32]> {
         if self.warm_candidates > MAX_CANDIDATES && self.since_warm < RETRY {
             return None;
         }
@@ -154,10 +156,12 @@ impl SearchHistory {
         (seen.len() >= k).then_some(seen)
     }
 
-    /// Remembered positions of query `g` below `visible`.
-    pub(crate) fn remembered(&self, g: usize, visible: usize) -> &[u32] {
+    /// Remembered positions of query `g` among those that are `visible`.
+    pub(crate) fn remembered(&self, g: usize, visible: Range<usize>) -> &[u32] {
         let positions = self.previous.get(g).map_or(&[][..], Vec::as_slice);
-        &positions[..positions.partition_point(|&p| (p as usize) < visible)]
+        let before = |limit: usize| positions.partition_point(|&p| (p as usize) < limit);
+        let (first, end) = (before(visible.start), before(visible.end));
+        &positions[first..end.max(first)]
     }
 
     /// Notes what a first threshold from the remembered keys left, for each key wanted; `None` if another was used.
@@ -209,16 +213,18 @@ mod tests {
     #[test]
     fn remembered_keys_are_visible_and_enough() {
         let mut history = SearchHistory::default();
-        assert_eq!(history.previous(0, 1, 10), None);
+        assert_eq!(history.previous(0, 1, 0..10), None);
         history.remember(1, 2, &[1, 4, 8], &[1, 4]);
-        assert_eq!(history.previous(1, 2, 10), Some(&[1, 4, 8][..]));
-        assert_eq!(history.previous(1, 2, 8), Some(&[1, 4][..]));
-        assert_eq!(history.previous(1, 3, 8), None);
-        assert_eq!(history.previous(0, 1, 10), None);
+        assert_eq!(history.previous(1, 2, 0..10), Some(&[1, 4, 8][..]));
+        assert_eq!(history.previous(1, 2, 0..8), Some(&[1, 4][..]));
+        assert_eq!(history.previous(1, 3, 0..8), None);
+        assert_eq!(history.previous(0, 1, 0..10), None);
+        assert_eq!(history.previous(1, 2, 2..10), Some(&[4, 8][..]));
+        assert_eq!(history.previous(1, 1, 5..8), None);
         history.remember(1, 1, &[1, 4, 8, 9], &[4]);
-        assert_eq!(history.previous(1, 1, 10), Some(&[4][..]));
+        assert_eq!(history.previous(1, 1, 0..10), Some(&[4][..]));
         history.forget_keys();
-        assert_eq!(history.previous(1, 1, 10), None);
+        assert_eq!(history.previous(1, 1, 0..10), None);
     }
 
     #[test]
@@ -229,7 +235,7 @@ mod tests {
             history.note_warm(Some(20.0));
         }
         let mut passed = 0;
-        while history.previous(0, 1, 10).is_none() {
+        while history.previous(0, 1, 0..10).is_none() {
             history.note_warm(None);
             passed += 1;
         }
@@ -237,6 +243,6 @@ mod tests {
         for _ in 0..20 {
             history.note_warm(Some(1.5));
         }
-        assert!(history.previous(0, 1, 10).is_some());
+        assert!(history.previous(0, 1, 0..10).is_some());
     }
 }

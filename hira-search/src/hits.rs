@@ -14,7 +14,7 @@ use crate::searcher::HalfspaceSearcher;
 use crate::selection::Hit;
 use crate::survivors::score_rows;
 use crate::tree::Descent;
-use crate::visible::Visible;
+use crate::visible::{Seen, Visible};
 
 /// Tiles answered at a time in a segment whose slots are positions: 4,096 keys.
 const STRETCH: usize = 4096 / TILE;
@@ -115,6 +115,8 @@ impl std::fmt::Debug for Hits<'_> {
 /// One pass over an index for one query.
 struct Walk<'a> {
     index: &'a HierarchicalIndex,
+    /// All stored positions.
+    seen: Seen,
     query: &'a [f32],
     tau: f32,
     prepared: QueryGroup,
@@ -147,6 +149,7 @@ impl<'a> Walk<'a> {
         prepared.prepare(index.kernel(), query, index.dim());
         Ok(Self {
             index,
+            seen: Seen::of(index, index.positions().into()),
             query,
             // No score leaves the finite range: this changes no answer.
             tau: tau.clamp(f32::MIN, f32::MAX),
@@ -170,7 +173,7 @@ impl<'a> Walk<'a> {
             index: self.index,
             kernel: self.index.kernel(),
             queries: self.query,
-            visible: self.index.len(),
+            seen: self.seen,
             targets: &[],
             scale: 0.0,
             tail_block: 0,
@@ -179,13 +182,13 @@ impl<'a> Walk<'a> {
 
     /// Finds the candidates of the next stretch; false at the end.
     fn next_stretch(&mut self) -> bool {
-        let Some(visible) = Visible::nth(self.index, self.index.len(), self.segment) else {
+        let Some(visible) = Visible::nth(self.index, self.seen, self.segment) else {
             return false;
         };
         self.found[0].clear();
         let whole = visible.segment.order().is_some();
         self.ordered = whole.then_some(visible.segment);
-        let (from, tiles) = (self.tile, visible.tiles());
+        let (from, tiles) = (self.tile, visible.tiles().end);
         let to = if whole {
             tiles
         } else {
@@ -229,7 +232,7 @@ impl<'a> Walk<'a> {
         let start = visible.segment.start() as u32;
         let Some(sketch) = visible.sketch() else {
             // Without a sketch every key is a candidate about which nothing is known.
-            let keys = tiles.start * TILE..visible.len.min(tiles.end * TILE);
+            let keys = tiles.start * TILE..visible.to.min(tiles.end * TILE);
             let found = &mut self.found[0];
             found.slots.extend(keys.map(|key| start + key as u32));
             found.lower.resize(found.slots.len(), f32::NEG_INFINITY);

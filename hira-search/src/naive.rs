@@ -5,14 +5,15 @@ use hira_kernels::Kernel;
 use hira_threshold::{Cut, RuleInput, Threshold};
 
 use crate::error::SearchError;
+use crate::positions::Positions;
 
-/// The positions (ascending) and canonical scores that `query` selects among the first `visible` keys, by sorting every score.
+/// The positions (ascending) and canonical scores that `query` selects among the `visible` keys (a number: the first so many), by sorting every score.
 ///
 /// Shares nothing with the plans but the scalar kernel's canonical score, the rule and the positions of the index's sample; use it to
 /// check them.
 ///
 /// # Errors
-/// [`SearchError::Visible`], [`SearchError::Dimension`], an invalid rule, one that resolves to NaN or one by mass.
+/// [`SearchError::Visible`], [`SearchError::Evicted`], [`SearchError::Dimension`], an invalid rule, one that resolves to NaN or one by mass.
 ///
 /// # Complexity
 /// O(visible * (D + log visible)).
@@ -35,7 +36,7 @@ use crate::error::SearchError;
 pub fn search_naive(
     index: &HierarchicalIndex,
     query: &[f32],
-    visible: usize,
+    visible: impl Into<Positions>,
     rule: &dyn Threshold,
 ) -> Result<(Vec<u32>, Vec<f32>), SearchError> {
     rule.validate()?;
@@ -45,13 +46,9 @@ pub fn search_naive(
             received: query.len(),
         });
     }
-    if visible > index.len() {
-        return Err(SearchError::Visible {
-            visible,
-            stored: index.len(),
-        });
-    }
-    let mut keys: Vec<(u32, f32)> = (0..visible)
+    let positions: Positions = visible.into();
+    positions.check(index)?;
+    let mut keys: Vec<(u32, f32)> = (positions.first..positions.end)
         .filter_map(|position| {
             let key = index.key(position)?;
             Some((position as u32, Kernel::Scalar.score(query, key)))
@@ -62,11 +59,12 @@ pub fn search_naive(
     }
     let mut sampled = Vec::new();
     if rule.needs_sample() {
-        index.sample_positions(visible, &mut sampled);
+        index.sample_range(positions.first..positions.end, &mut sampled);
     }
-    let sample: Vec<f32> = sampled.iter().map(|&at| keys[at as usize].1).collect();
+    let scores = |&at: &u32| keys[at as usize - positions.first].1;
+    let sample: Vec<f32> = sampled.iter().map(scores).collect();
     let input = RuleInput {
-        visible,
+        visible: positions.len(),
         sample: &sample,
     };
     match rule.cut(&input) {

@@ -96,7 +96,7 @@ impl Shape {
     /// The shape of one group's search.
     pub(crate) fn of(group: &Group<'_>) -> Self {
         let mut shape = Self {
-            visible: group.visible,
+            visible: group.visible(),
             dim: group.dim(),
             row_bytes: group.row_bytes(),
             queries: group.len(),
@@ -107,16 +107,16 @@ impl Shape {
             // What is pruned counts with the bound of its cluster: too much for a share of the mass.
             return shape;
         }
-        for visible in Visible::segments(group.index, group.visible) {
+        for visible in Visible::segments(group.index, group.seen) {
             if let Some(product) = visible.segment.product() {
-                shape.coded_keys += visible.len;
-                shape.code_bytes += visible.tiles() * product.shape.tile_bytes();
+                shape.coded_keys += visible.len();
+                shape.code_bytes += visible.tiles().len() * product.shape.tile_bytes();
             }
             let levels = visible.segment.levels();
             if levels.is_empty() || visible.is_mixed() {
                 continue;
             }
-            shape.coarse_keys += visible.len;
+            shape.coarse_keys += visible.len();
             for (count, level) in shape.clusters.iter_mut().zip(levels) {
                 *count += level.len();
             }

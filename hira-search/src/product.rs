@@ -27,6 +27,8 @@ pub(crate) struct ProductPass {
 /// What the pass finds in one segment.
 #[derive(Debug, Default)]
 struct SegmentPass {
+    /// First tile with a visible key.
+    first: usize,
     tables: ProductTables,
     /// Upper bound of each tile for each query, `[queries][tiles]`.
     bounds: Vec<f32>,
@@ -57,12 +59,12 @@ impl ProductPass {
         taus: &[f32],
         team: &Team,
     ) {
-        let segments = Visible::segments(group.index, group.visible);
+        let segments = Visible::segments(group.index, group.seen);
         let count = segments.count();
         if self.segments.len() < count {
             self.segments.resize_with(count, SegmentPass::default);
         }
-        let segments = Visible::segments(group.index, group.visible);
+        let segments = Visible::segments(group.index, group.seen);
         let work = |(pass, visible): (&mut SegmentPass, Visible<'_>)| {
             pass.mark(group, &visible, prepared, taus);
         };
@@ -78,7 +80,7 @@ impl ProductPass {
             *sum = tail::add(*sum, tail);
         }
         skipped.skipped += pass.skipped;
-        let mut start = 0;
+        let mut start = pass.first;
         for run in pass.marks.chunk_by(|a, b| a == b) {
             let end = start + run.len();
             if run[0] {
@@ -105,7 +107,8 @@ impl SegmentPass {
         prepared: &QueryGroup,
         taus: &[f32],
     ) {
-        let tiles = visible.tiles();
+        let tiles = visible.tiles().len();
+        self.first = visible.tiles().start;
         self.marks.clear();
         self.tails.clear();
         self.tails.resize(taus.len(), 0.0);
@@ -118,13 +121,15 @@ impl SegmentPass {
         };
         self.marks.resize(tiles, false);
         self.bytes = tiles * product.shape.tile_bytes();
-        self.coded = visible.len;
+        self.coded = visible.len();
         self.bound(group, visible, product, prepared);
         for (bounds, &tau) in self.bounds.chunks_exact(tiles).zip(taus) {
             for (mark, &bound) in self.marks.iter_mut().zip(bounds) {
                 *mark |= bound >= tau;
             }
         }
+        // Of this one some keys are hidden: it is read rather than counted.
+        self.marks[0] |= visible.is_cut_in_front();
         bridge(&mut self.marks);
         self.count_skipped(group, visible, taus);
     }
@@ -141,8 +146,8 @@ impl SegmentPass {
         self.tables
             .prepare(kernel, prepared, product, visible.segment.centre());
         self.bounds.clear();
-        self.bounds.resize(prepared.len() * tiles, 0.0);
-        kernel.product_bounds_into(product, 0..tiles, &self.tables, &mut self.bounds);
+        self.bounds.resize(prepared.len() * tiles.len(), 0.0);
+        kernel.product_bounds_into(product, tiles, &self.tables, &mut self.bounds);
     }
 
     /// Counts the visible keys of unmarked tiles, and bounds their weight: each scores at most the bound of its tile, which
@@ -153,10 +158,11 @@ impl SegmentPass {
         let whole = if visible.is_mixed() {
             0
         } else {
-            visible.len / TILE
+            visible.to / TILE - self.first
         };
         let seen = |tile: usize| {
-            let slots = tile * TILE..visible.slots().min((tile + 1) * TILE);
+            let start = (self.first + tile) * TILE;
+            let slots = start..visible.slots().end.min(start + TILE);
             if self.marks[tile] {
                 0
             } else if visible.is_mixed() {

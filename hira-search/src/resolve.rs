@@ -5,6 +5,7 @@ use hira_threshold::{RuleInput, Threshold};
 
 use crate::error::SearchError;
 use crate::settle::Target;
+use crate::visible::Seen;
 
 /// Buffers of [`resolve`](Resolving::resolve).
 #[derive(Debug, Default)]
@@ -23,20 +24,21 @@ impl Resolving {
             + size_of::<Target>() * self.targets.capacity()
     }
 
-    /// Resolves a valid `rule` for every row of `queries` into `targets`. `visible` is at least 1.
+    /// Resolves a valid `rule` for every row of `queries` into `targets`. At least one of the stored keys is seen.
     ///
     /// Each sampled row is read once and scored for the whole group.
     pub(crate) fn resolve(
         &mut self,
         index: &HierarchicalIndex,
         queries: &[f32],
-        visible: usize,
+        seen: Seen,
         rule: &dyn Threshold,
         max_candidates: Option<usize>,
     ) -> Result<(), SearchError> {
+        let visible = seen.len();
         self.positions.clear();
         if rule.needs_sample() {
-            index.sample_positions(visible, &mut self.positions);
+            index.sample_range(seen.range(), &mut self.positions);
         }
         self.score(index, queries);
         self.targets.clear();

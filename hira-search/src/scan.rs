@@ -81,7 +81,7 @@ impl Part {
     /// Scans the part's runs.
     pub(crate) fn scan(&mut self, scan: &Scan<'_>, runs: &[Run]) {
         let Some(first) = runs.first() else { return };
-        let mut segments = Visible::segments(scan.group.index, scan.group.visible)
+        let mut segments = Visible::segments(scan.group.index, scan.group.seen)
             .enumerate()
             .skip(first.segment);
         let mut at = segments.next();
@@ -131,6 +131,10 @@ impl Part {
     ) {
         if visible.is_mixed() {
             self.scan_mixed(scan, visible, segment, tiles);
+        } else if tiles.start == visible.tiles().start && visible.is_cut_in_front() {
+            let whole = tiles.start + 1;
+            self.filter(scan, visible, segment, tiles.start..whole);
+            self.scan_tiles(scan, visible, segment, whole..tiles.end);
         } else {
             self.scan_tiles(scan, visible, segment, tiles);
         }
@@ -222,6 +226,10 @@ impl Part {
                 } else {
                     let weight = tail::weight(query.tail_scale, upper, query.tau);
                     found.tail = tail::add(found.tail, weight);
+                    if query.block_keys > 0 {
+                        let block = (base + slot as u32) / query.block_keys as u32;
+                        blocks::drop_candidate(&mut found.blocks, block, weight, (lower, upper));
+                    }
                 }
             }
         }

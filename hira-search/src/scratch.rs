@@ -103,8 +103,8 @@ impl Scratch {
     /// Answers by scoring every visible key.
     pub(crate) fn search_dense(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
         self.work = Work {
-            scored: group.visible as f64,
-            bytes: (group.visible * group.row_bytes()) as f64,
+            scored: group.visible() as f64,
+            bytes: (group.visible() * group.row_bytes()) as f64,
             ..Work::default()
         };
         self.dense.fill(group, team);
@@ -191,14 +191,11 @@ impl Scratch {
     fn prepare(&mut self, group: &Group<'_>) {
         self.prepared
             .prepare(group.kernel, group.queries, group.dim());
-        self.apart
-            .find(group.index, group.visible, group.tail_block);
+        self.apart.find(group.index, group.seen, group.tail_block);
         self.norms.clear();
         self.norms
             .extend((0..group.len()).map(|g| self.prepared.norm(g)));
-        for (i, Visible { segment, .. }) in
-            Visible::segments(group.index, group.visible).enumerate()
-        {
+        for (i, Visible { segment, .. }) in Visible::segments(group.index, group.seen).enumerate() {
             if i == self.offsets.len() {
                 self.offsets.push(SegmentOffsets::default());
             }
@@ -253,7 +250,7 @@ impl Scratch {
         if decision.plan == Plan::Product {
             self.product.mark(group, &self.prepared, &self.taus, team);
         }
-        for (i, visible) in Visible::segments(group.index, group.visible).enumerate() {
+        for (i, visible) in Visible::segments(group.index, group.seen).enumerate() {
             if decision.plan == Plan::Product {
                 self.product
                     .push_tiles(i, &mut self.descent, &mut self.partition);
@@ -280,7 +277,7 @@ impl Scratch {
             self.work.bounds += (opened * group.len()) as f64;
             self.history.note_descent(levels, self.descent.full);
         }
-        group.visible - self.descent.skipped
+        group.visible() - self.descent.skipped
     }
 
     fn scan(&mut self, group: &Group<'_>, team: &Team) {

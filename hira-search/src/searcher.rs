@@ -9,10 +9,11 @@ use crate::config::SearchConfig;
 use crate::error::SearchError;
 use crate::group::{Group, check_queries};
 use crate::plan::{Decision, Plan, PlanChoice, Reason, Shape};
+use crate::positions::Positions;
 use crate::scratch::Scratch;
 use crate::selection::Selection;
 use crate::settle::Target;
-use crate::visible::has_sketch;
+use crate::visible::{Seen, has_sketch};
 use crate::workers::call_with_rayon;
 
 /// Below this many visible keys a search stays on its thread: it takes less time than to wake another one.
@@ -86,7 +87,7 @@ impl HalfspaceSearcher {
         self.search_group_with(
             index,
             query,
-            index.len(),
+            index.positions(),
             rule,
             0.0,
             &mut Scratch::new(),
@@ -116,7 +117,7 @@ impl HalfspaceSearcher {
         type Group<'a> = (usize, (&'a [f32], &'a mut [Selection]));
         let search = |scratch: &mut Scratch, (i, (queries, out)): Group<'_>| {
             scratch.forget_keys();
-            self.search_group_with(index, queries, index.len(), rule, 0.0, scratch, out)
+            self.search_group_with(index, queries, index.positions(), rule, 0.0, scratch, out)
                 .map_err(|error| error.in_batch(i * BATCH_GROUP))
         };
         if self.config.parallel {
@@ -149,7 +150,7 @@ impl HalfspaceSearcher {
         self.search(index, query, &ThresholdRule::TopK { k })
     }
 
-    /// Searches positions `0..visible` for the queries that share one KV head: one scan serves them all.
+    /// Searches the `visible` positions (a number: the first so many; a range: those) for the queries that share one KV head: one scan serves them all.
     ///
     /// `out[g]` is overwritten, its memory reused: nothing is allocated once `scratch` and `out` have seen such a search. With
     /// `scale > 0` the tail of every selection is bounded too; see [`Tail`](crate::Tail). On an error `out` is left as it was.
@@ -163,7 +164,7 @@ impl HalfspaceSearcher {
     ///
     /// # Errors
     /// An invalid rule, or one that resolves to NaN; queries that are not whole, finite rows with a norm below [`MAX_NORM`](hira_kernels::MAX_NORM); another number of
-    /// selections than queries; `visible` beyond the stored keys; a `scale` that is negative or not finite, or 0 with a rule by mass.
+    /// selections than queries; `visible` beyond the stored keys, or from before those that were evicted; a `scale` that is negative or not finite, or 0 with a rule by mass.
     #[expect(
         clippy::too_many_arguments,
         reason = "all of them change between two decode steps"
@@ -172,14 +173,15 @@ impl HalfspaceSearcher {
         &self,
         index: &HierarchicalIndex,
         queries: &[f32],
-        visible: usize,
+        visible: impl Into<Positions>,
         rule: &dyn Threshold,
         scale: f32,
         scratch: &mut Scratch,
         out: &mut [Selection],
     ) -> Result<(), SearchError> {
+        let visible: Positions = visible.into();
         let mut team = std::mem::take(&mut scratch.team);
-        let most = if self.config.parallel && visible >= PARALLEL_KEYS {
+        let most = if self.config.parallel && visible.len() >= PARALLEL_KEYS {
             usize::MAX
         } else {
             0
@@ -204,7 +206,26 @@ impl HalfspaceSearcher {
         team: &Team,
         index: &HierarchicalIndex,
         queries: &[f32],
-        visible: usize,
+        visible: impl Into<Positions>,
+        rule: &dyn Threshold,
+        scale: f32,
+        scratch: &mut Scratch,
+        out: &mut [Selection],
+    ) -> Result<(), SearchError> {
+        let visible: Positions = visible.into();
+        self.search_seen(team, index, queries, visible, rule, scale, scratch, out)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of search_group_on, which is generic in one of them"
+    )]
+    fn search_seen(
+        &self,
+        team: &Team,
+        index: &HierarchicalIndex,
+        queries: &[f32],
+        positions: Positions,
         rule: &dyn Threshold,
         scale: f32,
         scratch: &mut Scratch,
@@ -212,13 +233,14 @@ impl HalfspaceSearcher {
     ) -> Result<(), SearchError> {
         rule.validate()?;
         let rows = check_queries(queries, index.dim())?;
-        check_call(index, rows, visible, scale, out)?;
+        check_call(index, rows, positions, scale, out)?;
+        let (visible, seen) = (positions.len(), Seen::of(index, positions));
         let is_empty = rows == 0 || visible == 0;
         if !is_empty {
             let limit = self.config.max_candidates;
             scratch
                 .resolving
-                .resolve(index, queries, visible, rule, limit)?;
+                .resolve(index, queries, seen, rule, limit)?;
         }
         if scale == 0.0 && scratch.resolving.targets.iter().any(Target::is_mass) && !is_empty {
             return Err(SearchError::Config {
@@ -228,7 +250,7 @@ impl HalfspaceSearcher {
         }
         for out in out.iter_mut() {
             out.clear();
-            out.stats.stored = index.len();
+            out.stats.stored = index.positions().len();
             out.stats.visible = visible;
         }
         if is_empty {
@@ -240,7 +262,7 @@ impl HalfspaceSearcher {
             index,
             kernel: index.kernel(),
             queries,
-            visible,
+            seen,
             targets: &targets,
             scale,
             tail_block: if scale > 0.0 {
@@ -267,9 +289,9 @@ impl HalfspaceSearcher {
     /// The plan asked for, or the cheapest, among those that can be followed.
     fn decide(&self, group: &Group<'_>, scratch: &mut Scratch) -> Decision {
         // One query that selects every key has every row read, so the others are scored on the way.
-        let everything = |target: &Target| target.is_everything(group.visible);
+        let everything = |target: &Target| target.is_everything(group.visible());
         let dense = |reason| Decision::new(Plan::Dense, 0, reason);
-        if !has_sketch(group.index, group.visible) {
+        if !has_sketch(group.index, group.seen) {
             return dense(Reason::NoSketch);
         }
         if group.targets.iter().any(everything) {
@@ -298,7 +320,7 @@ impl HalfspaceSearcher {
 fn check_call(
     index: &HierarchicalIndex,
     rows: usize,
-    visible: usize,
+    positions: Positions,
     scale: f32,
     out: &[Selection],
 ) -> Result<(), SearchError> {
@@ -308,12 +330,7 @@ fn check_call(
             received: out.len(),
         });
     }
-    if visible > index.len() {
-        return Err(SearchError::Visible {
-            visible,
-            stored: index.len(),
-        });
-    }
+    positions.check(index)?;
     if !(0.0..f32::INFINITY).contains(&scale) {
         return Err(SearchError::Config {
             key: "scale",

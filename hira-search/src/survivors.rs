@@ -95,7 +95,7 @@ impl Rescoring {
         settle(
             group.kernel,
             target,
-            group.visible,
+            group.visible(),
             group.scale,
             buffers,
             (floor, |reference| {
@@ -109,13 +109,13 @@ impl Rescoring {
         {
             return Outcome::Rescan(out.tail.reference);
         }
-        if group.scale > 0.0 && out.stats.selected < group.visible {
+        if group.scale > 0.0 && out.stats.selected < group.visible() {
             out.tail.sum = if group.tail_block > 0 {
                 self.add_unscored_blocks(group, g, parts, (tau, skipped), floor, apart, out)
             } else {
-                let scored = self
-                    .settling
-                    .left_out(group.kernel, group.visible, group.scale, out);
+                let scored =
+                    self.settling
+                        .left_out(group.kernel, group.visible(), group.scale, out);
                 let reference = out.tail.reference;
                 let unscored = unscored(group, g, parts, (tau, skipped), floor, reference);
                 tail::add(scored, unscored)
@@ -142,7 +142,7 @@ impl Rescoring {
         let (block_keys, weighing) = (group.tail_block, weighing(group, out));
         let (scale, reference) = (weighing.scale, weighing.reference);
         let sums = &mut self.sums;
-        sums.begin(group.visible.div_ceil(block_keys));
+        sums.begin(group.seen.blocks(block_keys));
         let mut unblocked = tail::rescale(skipped, scale, tau, reference);
         for part in parts {
             let (found, from) = (&part.found[g], part.queries[g].tau);
@@ -161,12 +161,14 @@ impl Rescoring {
     /// The tail of a dense search by blocks, if that is asked for and something is left out: every key is scored.
     pub(crate) fn add_blocks(&mut self, group: &Group<'_>, out: &mut Selection) {
         let block_keys = group.tail_block;
-        if block_keys == 0 || out.stats.selected == group.visible {
+        if block_keys == 0 || out.stats.selected == group.visible() {
             return;
         }
         let sums = &mut self.sums;
-        sums.begin(group.visible.div_ceil(block_keys));
-        let (position, scores) = (|place: usize| place as u32, self.settling.scores());
+        sums.begin(group.seen.blocks(block_keys));
+        let first = group.seen.first;
+        let position = |place: usize| (first + place) as u32;
+        let scores = self.settling.scores();
         let weighing = weighing(group, out);
         sums.add_scored(position, scores, &out.positions, block_keys, weighing);
         sums.finish(block_keys, 0.0, &mut out.blocks);
@@ -184,7 +186,7 @@ impl Rescoring {
     /// Turns slots, ascending by segment, into positions, ascending.
     fn map_slots(&mut self, group: &Group<'_>, slots: &mut [u32]) {
         let mut rest = slots;
-        for Visible { segment, .. } in Visible::segments(group.index, group.visible) {
+        for Visible { segment, .. } in Visible::segments(group.index, group.seen) {
             let start = segment.start() as u32;
             let end = start + segment.len() as u32;
             let (here, after) = rest.split_at_mut(rest.partition_point(|&slot| slot < end));
@@ -233,9 +235,9 @@ pub(crate) fn score_rows(
     scores: &mut [f32],
 ) {
     let mut from = 0;
-    for Visible { segment, len } in Visible::segments(group.index, group.visible) {
+    for Visible { segment, to, .. } in Visible::segments(group.index, group.seen) {
         let start = segment.start() as u32;
-        let end = start + len as u32;
+        let end = start + to as u32;
         let to = from + positions[from..].partition_point(|&position| position < end);
         let here = if start == 0 {
             &positions[from..to]

@@ -66,9 +66,11 @@ impl Descent {
     ) {
         let tiles = visible.tiles();
         if depth == 0 || visible.segment.levels().is_empty() || visible.is_mixed() {
-            partition.push(i, 0..tiles);
+            partition.push(i, tiles);
             return;
         }
+        // Slots are not positions where there are levels, so that the whole segment is visible.
+        let tiles = tiles.end;
         self.marks.clear();
         self.marks.resize(tiles.div_ceil(64), 0);
         self.pruned.clear();
@@ -116,7 +118,7 @@ impl Descent {
                     }
                     self.levels[depth].1 += 1;
                     if depth + 1 == levels.len() {
-                        self.mark(slots_below(visible.segment, depth, cluster), visible.len);
+                        self.mark(slots_below(visible.segment, depth, cluster), visible.to);
                     } else {
                         push_run(&mut self.below, level.children(cluster as usize));
                     }
@@ -163,7 +165,7 @@ impl Descent {
     fn count_skipped(&mut self, group: &Group<'_>, visible: &Visible<'_>, taus: &[f32]) {
         let queries = taus.len();
         for (i, slots) in self.pruned.iter().enumerate() {
-            let (start, end) = (slots.start as usize, (slots.end as usize).min(visible.len));
+            let (start, end) = (slots.start as usize, (slots.end as usize).min(visible.to));
             let skipped: usize = (start / TILE..end.div_ceil(TILE))
                 .filter(|&tile| !self.is_marked(tile))
                 .map(|tile| end.min((tile + 1) * TILE) - start.max(tile * TILE))

@@ -31,7 +31,7 @@ impl WarmStart {
         self.queries.resize_with(group.len(), Buffers::default);
         team.for_each(self.queries.iter_mut().enumerate(), |(g, buffers)| {
             let Buffers { rows, scores } = buffers;
-            let positions = history.remembered(g, group.visible);
+            let positions = history.remembered(g, group.seen.range());
             scores.clear();
             scores.resize(positions.len(), 0.0);
             score_rows(group, g, positions, rows, scores);
@@ -62,7 +62,7 @@ impl WarmStart {
             let Target::Top { k, .. } = group.targets[g] else {
                 return;
             };
-            let Some(positions) = history.previous(g, k, group.visible) else {
+            let Some(positions) = history.previous(g, k, group.seen.range()) else {
                 return;
             };
             let Buffers { rows, scores } = buffers;

@@ -57,15 +57,23 @@ fn searches() -> impl Strategy<Value = Search> {
         query,
         prop_oneof![2 => Just(1000u16), 1 => 0u16..1000],
         prop_oneof![2 => Just(0u8), 1 => any::<u8>()],
+        prop_oneof![2 => Just(0u16), 1 => 0u16..1000],
     );
     let rule = (any::<u8>(), 0u16..=1000, prop::option::of(0u16..300));
     (keys, rule, 0u8..4, any::<bool>(), any::<u8>()).prop_map(
-        |((queries, query, visible, hidden), (rule, amount, limit), scale, parallel, seed)| {
+        |(
+            (queries, query, visible, hidden, front),
+            (rule, amount, limit),
+            scale,
+            parallel,
+            seed,
+        )| {
             Search {
                 queries,
                 query,
                 visible,
                 hidden,
+                front,
                 rule,
                 amount,
                 limit,
@@ -101,6 +109,7 @@ fn steps(shape: &Shape) -> impl Strategy<Value = Step> + use<> {
         6 => append,
         1 => refused,
         2 => (0u16..=1000, 0u8..32).prop_map(|(keep, less)| Op::Truncate { keep, less }),
+        2 => (0u16..=1000).prop_map(|before| Op::Evict { before }),
         1 => Just(Op::Clear),
         2 => Just(Op::Seal),
         1 => Just(Op::Fork),
@@ -196,6 +205,7 @@ fn equal_keys_go_by_position() {
             query,
             visible: 1000,
             hidden: 3,
+            front: 100,
             rule,
             amount,
             limit: None,

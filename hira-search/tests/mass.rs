@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::{PLANS, ROWS, Rows, assert_exact, build, rows};
 use hira_index::{HierarchicalIndex, IndexConfig};
 use hira_kernels::Kernel;
@@ -12,9 +14,9 @@ use hira_threshold::{Cut, RuleInput, Threshold, ThresholdError, ThresholdRule};
 use proptest::prelude::*;
 
 /// Keys in order of score, best first, with their share of the softmax mass, in f64.
-fn shares(index: &HierarchicalIndex, query: &[f32], visible: usize, scale: f32) -> Vec<f64> {
+fn shares(index: &HierarchicalIndex, query: &[f32], visible: Range<usize>, scale: f32) -> Vec<f64> {
     let score = |at| Kernel::Scalar.score(query, index.key(at).expect("a stored key"));
-    let mut scores: Vec<f64> = (0..visible).map(|at| f64::from(score(at))).collect();
+    let mut scores: Vec<f64> = visible.map(|at| f64::from(score(at))).collect();
     scores.sort_by(|a, b| b.total_cmp(a));
     let best = scores[0];
     let weights = scores.iter().map(|s| (f64::from(scale) * (s - best)).exp());
@@ -27,7 +29,7 @@ fn shares(index: &HierarchicalIndex, query: &[f32], visible: usize, scale: f32) 
 fn assert_mass(
     index: &HierarchicalIndex,
     query: &[f32],
-    visible: usize,
+    visible: Range<usize>,
     mass: f32,
     scale: f32,
     found: &Selection,
@@ -35,7 +37,7 @@ fn assert_mass(
     let halfspace = ThresholdRule::Fixed {
         tau: found.tail.reference,
     };
-    assert_exact(index, query, visible, &halfspace, scale, found);
+    assert_exact(index, query, visible.clone(), &halfspace, scale, found);
     let shares = shares(index, query, visible, scale);
     let (kept, dropped) = shares.split_at(found.len());
     let eps = 1.0 - f64::from(mass);
@@ -64,6 +66,7 @@ proptest! {
         seed in any::<u64>(),
         len in 1usize..3000,
         hidden in 0usize..50,
+        front in prop_oneof![Just(0.0), 0.0..1.0],
         dim in 1usize..20,
         mass in prop_oneof![Just(1.0f32), Just(0.5), 0.9f32..0.9999, 0.001f32..1.0],
         scale in prop_oneof![Just(0.125f32), 1e-3f32..2.0, Just(1e-12), Just(1e6)],
@@ -71,7 +74,8 @@ proptest! {
     ) {
         let keys = rows(ROWS[kind], len, dim, seed);
         let queries = rows(ROWS[(seed % ROWS.len() as u64) as usize], 3, dim, seed ^ 1);
-        let visible = len.saturating_sub(hidden).max(1);
+        let end = len.saturating_sub(hidden).max(1);
+        let visible = (end as f64 * front) as usize..end;
         let rule = ThresholdRule::Mass { mass };
         let config = IndexConfig::new(dim).with_segment_len(16 * segment);
         let config = if seed % 3 == 0 { config } else { config.with_num_levels(1) };
@@ -83,11 +87,11 @@ proptest! {
                 // Twice: the second search starts from what the first one kept.
                 for _ in 0..2 {
                     let found = searcher(plan).search_group_with(
-                        &index, &queries, visible, &rule, scale, &mut scratch, &mut out,
+                        &index, &queries, visible.clone(), &rule, scale, &mut scratch, &mut out,
                     );
                     prop_assert!(found.is_ok());
                     for (query, found) in queries.chunks_exact(dim).zip(&out) {
-                        assert_mass(&index, query, visible, mass, scale, found);
+                        assert_mass(&index, query, visible.clone(), mass, scale, found);
                     }
                 }
             }
@@ -124,7 +128,7 @@ fn guesses_that_fail_are_mended() {
                     .expect("a valid search");
                 for (query, found) in queries.chunks_exact(dim).zip(&out) {
                     assert_eq!(found.stats.plan, Plan::SketchScan);
-                    assert_mass(&index, query, len, mass, scale, found);
+                    assert_mass(&index, query, 0..len, mass, scale, found);
                 }
             }
         }
@@ -143,9 +147,9 @@ fn a_dense_plan_keeps_the_fewest_keys() {
             let rule = ThresholdRule::Mass { mass };
             let plan = SearchConfig::default().with_plan(PlanChoice::Force(Plan::Dense));
             let found = &common::search(&index, &query, len, &rule, scale, plan)[0];
-            assert_mass(&index, &query, len, mass, scale, found);
+            assert_mass(&index, &query, 0..len, mass, scale, found);
             let mut dropped = 0.0;
-            let shares = shares(&index, &query, len, scale);
+            let shares = shares(&index, &query, 0..len, scale);
             // Thresholds are told apart to a 1024th of a logit, and a 512th of the share is left to rounding.
             let eps = (1.0 - f64::from(mass)) * 0.99;
             let droppable = shares.iter().rev().take_while(|&&share| {

@@ -299,6 +299,8 @@ pub(crate) enum Op {
     Refused { rows: u8, flaw: Flaw, seed: u8 },
     /// `keep` thousandths of the keys, less `less` keys, stay.
     Truncate { keep: u16, less: u8 },
+    /// The segments before so many thousandths of the keys go.
+    Evict { before: u16 },
     /// Every key goes.
     Clear,
     /// The open segment is sealed, however short.
@@ -326,6 +328,8 @@ pub(crate) struct Search {
     /// Visible keys: so many thousandths of all, less `hidden` keys.
     pub(crate) visible: u16,
     pub(crate) hidden: u8,
+    /// Of those, so many thousandths in front are hidden too, and those that were evicted.
+    pub(crate) front: u16,
     /// Which of the rules, and its amount in thousandths.
     pub(crate) rule: u8,
     pub(crate) amount: u16,
@@ -488,6 +492,14 @@ impl<'a> Runner<'a> {
                 pair.index.truncate(len);
                 Arc::make_mut(&mut pair.keys).truncate(len * dim);
             }
+            Op::Evict { before } => {
+                let before = pair.index.len() * usize::from(*before) / 1000;
+                let held = pair.index.evicted();
+                pair.index.evict(before);
+                if !(held..=before.max(held)).contains(&pair.index.evicted()) {
+                    return Err(format!("evicted {before}: {}", pair.index));
+                }
+            }
             Op::Clear => {
                 pair.index.clear();
                 pair.keys = Arc::default();
@@ -527,31 +539,40 @@ impl<'a> Runner<'a> {
         let Pair { index, keys } = &self.pairs[on];
         let (dim, len) = (self.shape.dim(), index.len());
         let visible = len * usize::from(search.visible.min(1000)) / 1000;
-        let visible = visible.saturating_sub(usize::from(search.hidden));
+        let end = visible.saturating_sub(usize::from(search.hidden));
+        let first = end * usize::from(search.front.min(1000)) / 1000;
+        let first = first.max(index.evicted().min(end));
+        let (positions, visible) = (first..end, end - first);
         let queries = self.queries(keys, search);
         let scores: Vec<Vec<f32>> = queries
             .chunks_exact(dim)
             .map(|query| {
                 let mut scores = vec![0.0; visible];
-                Kernel::Scalar.scores_into(query, &keys[..visible * dim], &mut scores);
+                Kernel::Scalar.scores_into(query, &keys[first * dim..end * dim], &mut scores);
                 scores
             })
             .collect();
-        let seen = |scores| Seen { index, scores };
+        let seen = |scores| Seen {
+            index,
+            first,
+            scores,
+        };
         let kind = nth(RULES, search.rule);
-        let first = scores.first().map_or(&[][..], Vec::as_slice);
-        let (rule, cut) = (kind.make)(usize::from(search.amount.min(1000)), &seen(first));
+        let one = scores.first().map_or(&[][..], Vec::as_slice);
+        let (rule, cut) = (kind.make)(usize::from(search.amount.min(1000)), &seen(one));
         let limit = search.limit.map(|limit| usize::from(limit) + 1);
         let expected: Vec<_> = scores
             .iter()
             .map(|scores| {
                 let cut = cut(&seen(scores));
-                (cut, oracle::select(cut, scores, limit))
+                let (mut selected, truncated) = oracle::select(cut, scores, limit);
+                selected.iter_mut().for_each(|at| *at += first as u32);
+                (cut, (selected, truncated))
             })
             .collect();
         let scale = *nth(&SCALES, search.scale);
         let mut out = vec![Selection::default(); scores.len()];
-        let block_keys = tail_block(visible);
+        let block_keys = tail_block(end);
         for plan in PLANS {
             let config = SearchConfig::default()
                 .with_plan(plan)
@@ -562,12 +583,21 @@ impl<'a> Runner<'a> {
             let searcher = HalfspaceSearcher::new(config).map_err(refused)?;
             let scratch = &mut self.scratch;
             searcher
-                .search_group_with(index, &queries, visible, &rule, scale, scratch, &mut out)
+                .search_group_with(
+                    index,
+                    &queries,
+                    positions.clone(),
+                    &rule,
+                    scale,
+                    scratch,
+                    &mut out,
+                )
                 .map_err(refused)?;
             for ((scores, (cut, expected)), found) in scores.iter().zip(&expected).zip(&out) {
                 let tail = (scale, block_keys);
-                compare(scores, expected, tail, index.len(), found).map_err(|what| {
-                    format!("{plan:?}, {rule}, {cut:?}, {visible} keys: {what}\n{index}")
+                let stored = index.positions().len();
+                compare((first, scores), expected, tail, stored, found).map_err(|what| {
+                    format!("{plan:?}, {rule}, {cut:?}, {positions:?}: {what}\n{index}")
                 })?;
             }
             refused_searches(
@@ -685,8 +715,16 @@ fn refused_searches(
         visible: len + 1,
         stored: len,
     };
-    for (queries, visible, expected) in not_finite.into_iter().chain([(queries, len + 1, beyond)]) {
-        let answer = searcher.search_group_with(index, queries, visible, rule, 0.0, scratch, out);
+    let (first, evicted) = (index.evicted().wrapping_sub(1), index.evicted());
+    let gone = (evicted > 0 && evicted < len).then_some((
+        queries,
+        first..len,
+        SearchError::Evicted { first, evicted },
+    ));
+    let refused = not_finite.into_iter().chain([(queries, len + 1, beyond)]);
+    let refused = refused.map(|(queries, end, expected)| (queries, evicted..end, expected));
+    for (queries, positions, expected) in refused.chain(gone) {
+        let answer = searcher.search_group_with(index, queries, positions, rule, 0.0, scratch, out);
         if answer != Err(expected.clone()) {
             return Err(format!("{answer:?}, expected {expected:?}"));
         }
@@ -714,8 +752,12 @@ fn check_keys(pair: &Pair, dim: usize) -> Result<(), String> {
             .key(position)
             .is_some_and(|key| bits(&key.widened()) == bits(expected))
     };
-    let step = len.div_ceil(COMPARED_KEYS).max(1);
-    match (0..len).step_by(step).find(|&position| !same(position)) {
+    let first = index.evicted();
+    if first > 0 && index.key(first - 1).is_some() {
+        return Err(format!("key {} was evicted", first - 1));
+    }
+    let step = (len - first).div_ceil(COMPARED_KEYS).max(1);
+    match (first..len).step_by(step).find(|&position| !same(position)) {
         None => Ok(()),
         Some(position) => Err(format!("key {position} is not what was appended")),
     }
@@ -723,7 +765,7 @@ fn check_keys(pair: &Pair, dim: usize) -> Result<(), String> {
 
 /// Says how a selection differs from brute force.
 fn compare(
-    scores: &[f32],
+    (first, scores): (usize, &[f32]),
     expected: &(Vec<u32>, bool),
     (scale, block_keys): (f32, usize),
     stored: usize,
@@ -744,7 +786,7 @@ fn compare(
         ));
     }
     for (i, (&position, score)) in positions.iter().zip(&found.scores).enumerate() {
-        let expected = scores[position as usize];
+        let expected = scores[position as usize - first];
         if score.to_bits() != expected.to_bits() {
             return Err(format!("score {i} is {score:e}, expected {expected:e}"));
         }
@@ -767,7 +809,7 @@ fn compare(
     if scores.len() > TAIL_KEYS {
         return Ok(());
     }
-    check_blocks(scores, scale, block_keys, found)
-        .and_then(|()| oracle::check_tail(scores, positions, scale, &found.tail))
+    check_blocks(first, scores, scale, block_keys, found)
+        .and_then(|()| oracle::check_tail((first, scores), positions, scale, &found.tail))
         .map_err(|what| format!("{what}, scale {scale}: {stats:?}"))
 }

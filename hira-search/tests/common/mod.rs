@@ -4,7 +4,7 @@
 use hira_index::{HierarchicalIndex, IndexConfig};
 use hira_kernels::Kernel;
 use hira_search::{
-    HalfspaceSearcher, Plan, PlanChoice, Scratch, SearchConfig, Selection, search_naive,
+    HalfspaceSearcher, Plan, PlanChoice, Positions, Scratch, SearchConfig, Selection, search_naive,
 };
 use hira_threshold::{Cut, RuleInput, Threshold, ThresholdError};
 use rand::rngs::StdRng;
@@ -158,6 +158,7 @@ pub(crate) fn tail_block(turn: usize) -> usize {
 /// Says what is wrong with the tail of a selection by blocks: together they must bound the weight of what was left out, and each alone from both
 /// sides if every key is in one.
 pub(crate) fn check_blocks(
+    first: usize,
     scores: &[f32],
     scale: f32,
     block_keys: usize,
@@ -171,20 +172,24 @@ pub(crate) fn check_blocks(
             false => Err(format!("blocks that nobody asked for: {blocks:?}")),
         };
     }
-    let count = scores.len().div_ceil(block_keys);
+    let from = first / block_keys;
+    let count = (first + scores.len()).div_ceil(block_keys) - from;
     let lengths = [&blocks.unscored, &blocks.width, &blocks.scored].map(Vec::len);
-    if (blocks.block_keys, lengths) != (block_keys, [count; 3]) {
+    if (blocks.block_keys, blocks.first, lengths) != (block_keys, from, [count; 3]) {
         return Err(format!("{lengths:?} blocks of {}", blocks.block_keys));
     }
     let (mut lowest, mut middle) = (Vec::new(), Vec::new());
     blocks.lowest_into(Kernel::best(), scale, &mut lowest, &mut middle);
     let mut selected = selection.positions.iter().peekable();
     let (mut whole, mut bound) = (0.0, blocks.unblocked);
-    for (block, scores) in scores.chunks(block_keys).enumerate() {
+    for block in 0..count {
         let mut sum = 0.0;
         let mut keys = 0;
-        for (i, &score) in scores.iter().enumerate() {
-            let position = (block * block_keys + i) as u32;
+        let start = ((from + block) * block_keys).max(first);
+        let end = ((from + block + 1) * block_keys).min(first + scores.len());
+        for position in start..end {
+            let score = scores[position - first];
+            let position = position as u32;
             if selected.next_if_eq(&&position).is_none() {
                 sum += (f64::from(scale) * (f64::from(score) - f64::from(tail.reference))).exp();
                 keys += 1;
@@ -223,12 +228,15 @@ pub(crate) fn bits(selection: &Selection) -> (Vec<u32>, Vec<u32>) {
 pub(crate) fn assert_exact(
     index: &HierarchicalIndex,
     query: &[f32],
-    visible: usize,
+    visible: impl Into<Positions>,
     rule: &dyn Threshold,
     scale: f32,
     selection: &Selection,
 ) {
-    let (positions, scores) = search_naive(index, query, visible, rule).expect("a valid search");
+    let range: Positions = visible.into();
+    let visible = range.len();
+    let (positions, scores) =
+        search_naive(index, query, range.first..range.end, rule).expect("a valid search");
     assert_eq!(selection.positions, positions, "{:?}", selection.stats);
     for (found, expected) in selection.scores.iter().zip(&scores) {
         assert_eq!(found.to_bits(), expected.to_bits());
@@ -236,30 +244,32 @@ pub(crate) fn assert_exact(
     let stats = selection.stats;
     assert_eq!(
         (stats.stored, stats.visible, stats.selected, stats.truncated),
-        (index.len(), visible, positions.len(), false)
+        (index.positions().len(), visible, positions.len(), false)
     );
     assert!(stats.survivors >= stats.selected && stats.survivors <= visible);
-    assert_tail(index, query, visible, scale, selection);
+    assert_tail(index, query, range, scale, selection);
 }
 
 /// Asserts that the tail bounds the weight of what was left out, from a sum in f64, and by no more than one a key.
 pub(crate) fn assert_tail(
     index: &HierarchicalIndex,
     query: &[f32],
-    visible: usize,
+    visible: impl Into<Positions>,
     scale: f32,
     selection: &Selection,
 ) {
+    let range: Positions = visible.into();
+    let (first, visible) = (range.first, range.len());
     let tail = selection.tail;
     let left_out = visible - selection.len();
     assert!(tail.reference.is_finite());
     let mut scores = vec![0.0; visible];
     for (position, score) in scores.iter_mut().enumerate() {
-        let key = index.key(position).expect("a stored key");
+        let key = index.key(first + position).expect("a stored key");
         *score = Kernel::Scalar.score(query, key);
     }
     let block_keys = selection.blocks.block_keys;
-    let by_blocks = check_blocks(&scores, scale, block_keys, selection);
+    let by_blocks = check_blocks(first, &scores, scale, block_keys, selection);
     assert_eq!(by_blocks, Ok(()), "{:?}", selection.stats);
     if left_out == 0 {
         assert_eq!(tail.sum, 0.0);
@@ -272,7 +282,10 @@ pub(crate) fn assert_tail(
     let mut selected = selection.positions.iter().peekable();
     let mut sum = 0.0;
     for (position, &score) in scores.iter().enumerate() {
-        if selected.next_if(|&&at| at as usize == position).is_some() {
+        if selected
+            .next_if(|&&at| at as usize == first + position)
+            .is_some()
+        {
             continue;
         }
         assert!(score <= tail.reference);

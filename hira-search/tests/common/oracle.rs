@@ -11,6 +11,8 @@ use hira_threshold::ThresholdRule;
 pub(crate) struct Seen<'a> {
     /// The index that is searched, for rules that ask it for a sample of its positions.
     pub(crate) index: &'a HierarchicalIndex,
+    /// The first position that is seen.
+    pub(crate) first: usize,
     pub(crate) scores: &'a [f32],
 }
 
@@ -99,9 +101,11 @@ impl Seen<'_> {
     /// Scores of the sampled keys, in the order of the sample.
     fn sample(&self) -> Vec<f32> {
         let mut positions = Vec::new();
-        self.index
-            .sample_positions(self.scores.len(), &mut positions);
-        let scores = positions.iter().map(|&at| self.scores[at as usize]);
+        let range = self.first..self.first + self.scores.len();
+        self.index.sample_range(range, &mut positions);
+        let scores = positions
+            .iter()
+            .map(|&at| self.scores[at as usize - self.first]);
         scores.collect()
     }
 
@@ -235,7 +239,7 @@ fn keep_best(positions: &mut Vec<u32>, scores: &[f32], k: usize) {
 
 /// Says what is wrong with a tail: it must bound the weight of what was left out, by no more than one a key.
 pub(crate) fn check_tail(
-    scores: &[f32],
+    (first, scores): (usize, &[f32]),
     selected: &[u32],
     scale: f32,
     tail: &Tail,
@@ -255,7 +259,10 @@ pub(crate) fn check_tail(
     let mut selected = selected.iter().peekable();
     let mut sum = 0.0;
     for (position, &score) in scores.iter().enumerate() {
-        if selected.next_if(|&&at| at as usize == position).is_some() {
+        if selected
+            .next_if(|&&at| at as usize == first + position)
+            .is_some()
+        {
             continue;
         }
         if score > tail.reference {

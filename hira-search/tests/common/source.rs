@@ -115,6 +115,9 @@ fn op(source: &mut impl Source, shape: &Shape, left: &mut usize) -> Op {
             keep: source.below(1001) as u16,
             less: source.below(32) as u8,
         },
+        7 => Op::Evict {
+            before: source.below(1001) as u16,
+        },
         6 => match source.below(8) {
             0 => Op::Clear,
             1..=4 => Op::Seal,
@@ -150,6 +153,10 @@ pub(crate) fn search(source: &mut impl Source) -> Search {
             _ => 1000,
         },
         hidden: source.below(3) as u8 * source.below(16) as u8,
+        front: match source.below(3) {
+            0 => source.below(1001) as u16,
+            _ => 0,
+        },
         rule: source.below(256) as u8,
         amount: source.below(1001) as u16,
         limit: match source.below(6) {
