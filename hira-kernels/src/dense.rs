@@ -132,6 +132,23 @@ pub struct QueryBlock {
     pub out: RowStrides,
 }
 
+/// Which keys a prefill is given, and how many of them a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyWindow {
+    /// Position of the first key of the runs.
+    pub base: usize,
+    /// Keys that a query sees at most, its own included: the query at position `p` sees `p + 1 - len ..= p`. At least 1.
+    pub len: usize,
+}
+
+impl KeyWindow {
+    /// Every key, from the first one on.
+    pub const ALL: Self = Self {
+        base: 0,
+        len: usize::MAX,
+    };
+}
+
 /// Buffers of the dense kernels: reuse one, and only its first use with the largest shape allocates.
 #[derive(Clone, Debug)]
 pub struct DenseScratch {
@@ -391,6 +408,51 @@ impl Kernel {
         out: &mut [f32],
         scratch: &mut DenseScratch,
     ) {
+        self.dense_window_prefill_into(queries, runs, KeyWindow::ALL, shape, block, out, scratch);
+    }
+
+    /// As [`dense_prefill_into`](Self::dense_prefill_into), with queries that see a window of the last keys, and runs that need not begin at
+    /// position 0.
+    ///
+    /// # Complexity
+    ///
+    /// That of the keys that are seen, and of up to 63 more a run and 48 rows: blocks of keys that no row sees are passed over.
+    ///
+    /// # Panics
+    ///
+    /// As `dense_prefill_into`; if the window is empty, or the runs begin after a key that the first query sees.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_kernels::Kernel;
+    /// use hira_kernels::dense::{DenseScratch, DenseShape, KeyRun, KeyWindow, QueryBlock, RowStrides};
+    ///
+    /// // With scale 0 every visible key weighs the same: means of the last two.
+    /// let shape = DenseShape { dim: 1, value_dim: 1, scale: 0.0 };
+    /// let runs = [KeyRun::new(&[1.0f32, 2.0, 3.0], &[6.0f32, 2.0, 1.0])];
+    /// let rows = RowStrides::position_major(1, 1);
+    /// let block = QueryBlock { start: 1, len: 2, heads: 1, queries: rows, out: rows };
+    /// let window = KeyWindow { base: 0, len: 2 };
+    /// let mut out = [0.0; 2];
+    /// let scratch = &mut DenseScratch::new();
+    /// Kernel::best().dense_window_prefill_into(&[1.0, 1.0], &runs, window, shape, block, &mut out, scratch);
+    /// assert_eq!(out, [4.0, 1.5]);
+    /// ```
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of a prefill, and the window"
+    )]
+    pub fn dense_window_prefill_into(
+        self,
+        queries: &[f32],
+        runs: &[KeyRun<'_>],
+        window: KeyWindow,
+        shape: DenseShape,
+        block: QueryBlock,
+        out: &mut [f32],
+        scratch: &mut DenseScratch,
+    ) {
         use prefill::prefill;
         shape.check();
         let stored: usize = runs.iter().map(|run| shape.rows(run)).sum();
@@ -400,8 +462,14 @@ impl Kernel {
         if len == 0 || heads == 0 {
             return;
         }
+        assert!(window.len > 0, "a query sees at least its own key");
         assert!(
-            start + len <= stored,
+            window.base <= (start + 1).saturating_sub(window.len),
+            "the first query sees keys before {}",
+            window.base
+        );
+        assert!(
+            start + len <= window.base + stored,
             "{stored} keys, but the last query is at position {}",
             start + len - 1
         );
@@ -415,7 +483,7 @@ impl Kernel {
         );
         with_simd!(
             self,
-            prefill(queries: &[f32], runs: &[KeyRun<'_>], shape: DenseShape, block: QueryBlock, out: &mut [f32], scratch: &mut DenseScratch)
+            prefill(queries: &[f32], runs: &[KeyRun<'_>], window: KeyWindow, shape: DenseShape, block: QueryBlock, out: &mut [f32], scratch: &mut DenseScratch)
         );
     }
 }

@@ -13,7 +13,7 @@
 
 use super::simd::{Simd, exp};
 use super::tile::{Panel, Streams, tile};
-use super::{BELOW_ALL, DenseScratch, DenseShape, KeyRun, QueryBlock, carve};
+use super::{BELOW_ALL, DenseScratch, DenseShape, KeyRun, KeyWindow, QueryBlock, carve};
 use crate::element::Element;
 use crate::stored::for_elements;
 use crate::{Precision, StoredSlice};
@@ -30,6 +30,8 @@ struct Rows<'a, S> {
     simd: S,
     shape: DenseShape,
     block: QueryBlock,
+    /// Keys that a row sees at most.
+    window: usize,
     /// First row, and how many.
     first: usize,
     count: usize,
@@ -50,6 +52,8 @@ struct Rows<'a, S> {
     max: &'a mut [f32],
     rescale: &'a mut [f32],
     limit: &'a mut [f32],
+    /// How many of its keys lie before the window of a row.
+    floor: &'a mut [f32],
     /// Blocks since the last fold.
     blocks: usize,
 }
@@ -59,6 +63,7 @@ pub(super) fn prefill<S: Simd>(
     simd: S,
     queries: &[f32],
     runs: &[KeyRun<'_>],
+    window: KeyWindow,
     shape: DenseShape,
     block: QueryBlock,
     out: &mut [f32],
@@ -66,7 +71,7 @@ pub(super) fn prefill<S: Simd>(
 ) {
     let narrow = |run: &KeyRun<'_>| run.keys.precision() != Precision::F32;
     let wide_len = if runs.iter().any(narrow) { KEYS } else { 0 };
-    let rows_len = ROWS * (shape.dim + 2 * shape.value_dim + KEYS + 6);
+    let rows_len = ROWS * (shape.dim + 2 * shape.value_dim + KEYS + 7);
     let (buffer, _) = scratch.buffers(rows_len + wide_len * (shape.dim + shape.value_dim));
     let (buffer, mut wide) = buffer.split_at_mut(rows_len);
     let wide_keys = carve(&mut wide, wide_len * shape.dim);
@@ -76,17 +81,19 @@ pub(super) fn prefill<S: Simd>(
         let mut rows = Rows::start(
             simd,
             shape,
-            block,
+            (block, window.len),
             first,
             ROWS.min(count - first),
             &mut *buffer,
         );
         rows.pack(queries);
-        let mut base = 0;
+        let mut base = window.base;
+        let seen_from = rows.first_seen(0);
         for run in runs {
             let len =
                 (run.keys.len() / shape.dim).min(rows.visible(rows.count - 1).saturating_sub(base));
-            for from in (0..len).step_by(KEYS) {
+            let before = (seen_from.saturating_sub(base) / KEYS * KEYS).min(len);
+            for from in (before..len).step_by(KEYS) {
                 let to = len.min(from + KEYS);
                 let keys = run.keys.slice(from * shape.dim..to * shape.dim);
                 let values = run
@@ -108,7 +115,7 @@ impl<'a, S: Simd> Rows<'a, S> {
     fn start(
         simd: S,
         shape: DenseShape,
-        block: QueryBlock,
+        (block, window): (QueryBlock, usize),
         first: usize,
         count: usize,
         mut buffer: &'a mut [f32],
@@ -122,7 +129,8 @@ impl<'a, S: Simd> Rows<'a, S> {
             next(shape.value_dim),
             next(1),
         );
-        let (total_max, max, rescale, limit) = (next(1), next(1), next(1), next(1));
+        let (total_max, max, rescale) = (next(1), next(1), next(1));
+        let (limit, floor) = (next(1), next(1));
         for sums in [
             &mut *panel,
             &mut *acc,
@@ -138,6 +146,7 @@ impl<'a, S: Simd> Rows<'a, S> {
             simd,
             shape,
             block,
+            window,
             first,
             count,
             lanes,
@@ -151,6 +160,7 @@ impl<'a, S: Simd> Rows<'a, S> {
             max,
             rescale,
             limit,
+            floor,
             blocks: 0,
         }
     }
@@ -159,6 +169,12 @@ impl<'a, S: Simd> Rows<'a, S> {
     #[inline(always)]
     fn visible(&self, lane: usize) -> usize {
         self.block.start + (self.first + lane.min(self.count - 1)) / self.block.heads + 1
+    }
+
+    /// The first key that the row of a lane sees.
+    #[inline(always)]
+    fn first_seen(&self, lane: usize) -> usize {
+        self.visible(lane).saturating_sub(self.window)
     }
 
     /// Transposes the queries into the panel.
@@ -184,16 +200,22 @@ impl<'a, S: Simd> Rows<'a, S> {
     fn attend(&mut self, base: usize, count: usize, keys: &[f32], values: &[f32]) {
         self.scores(keys, count);
         let masked = base + count > self.visible(0);
-        if masked {
+        let floored = base < self.first_seen(self.lanes - 1);
+        if floored {
+            for lane in 0..self.lanes {
+                self.floor[lane] = self.first_seen(lane).saturating_sub(base).min(KEYS) as f32;
+            }
+        }
+        if masked || floored {
             for lane in 0..self.lanes {
                 self.limit[lane] = self.visible(lane).saturating_sub(base).min(KEYS) as f32;
             }
         }
         for lane in (0..self.lanes).step_by(S::LANES) {
-            if masked {
-                self.weigh::<true>(lane, count)
-            } else {
-                self.weigh::<false>(lane, count)
+            match (masked, floored) {
+                (false, false) => self.weigh::<false, false>(lane, count),
+                (true, false) => self.weigh::<true, false>(lane, count),
+                (_, true) => self.weigh::<true, true>(lane, count),
             }
         }
         self.values(values, count);
@@ -265,12 +287,14 @@ impl<'a, S: Simd> Rows<'a, S> {
     }
 
     /// Turns the scores of one register of lanes into weights and adds them up. If `MASKED`, keys from a lane's limit on
-    /// weigh 0 and do not enter its maximum; their weight before that may be anything.
+    /// weigh 0 and do not enter its maximum; their weight before that may be anything. So do those before its floor if `FLOORED`.
     #[inline(always)]
-    fn weigh<const MASKED: bool>(&mut self, lane: usize, count: usize) {
+    fn weigh<const MASKED: bool, const FLOORED: bool>(&mut self, lane: usize, count: usize) {
         let simd = self.simd;
         let (zero, scale) = (simd.splat(0.0), simd.splat(self.shape.scale));
         let limit = self.read(&*self.limit, lane);
+        let floor = self.read(&*self.floor, lane);
+        let below_all = simd.splat(BELOW_ALL);
         let old = self.read(&*self.max, lane);
         let mut max = old;
         let column = &mut self.weights[lane..(count - 1) * self.lanes + lane + S::LANES];
@@ -279,8 +303,10 @@ impl<'a, S: Simd> Rows<'a, S> {
             // SAFETY: `column` ends with the register of the last key.
             let mut score = unsafe { simd.load(from.add(key * step)) };
             if MASKED {
-                score =
-                    simd.select_less(simd.splat(key as f32), limit, score, simd.splat(BELOW_ALL));
+                score = simd.select_less(simd.splat(key as f32), limit, score, below_all);
+            }
+            if FLOORED {
+                score = simd.select_less(simd.splat(key as f32), floor, below_all, score);
             }
             max = simd.max(max, score);
         }
@@ -291,6 +317,9 @@ impl<'a, S: Simd> Rows<'a, S> {
             let mut weight = exp(simd, simd.mul(scale, simd.sub(score, max)));
             if MASKED {
                 weight = simd.select_less(simd.splat(key as f32), limit, weight, zero);
+            }
+            if FLOORED {
+                weight = simd.select_less(simd.splat(key as f32), floor, zero, weight);
             }
             sum = simd.add(sum, weight);
             // SAFETY: as above.
