@@ -49,7 +49,7 @@ impl HiraCache {
     /// [`CacheError`] that names the key of an impossible value.
     pub fn new(config: CacheConfig) -> Result<Self, CacheError> {
         config.validate()?;
-        let layers = (0..config.layers).map(|_| LayerCache::new(&config));
+        let layers = (0..config.layers).map(|layer| LayerCache::new(&config, layer));
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
             config,
@@ -61,12 +61,12 @@ impl HiraCache {
         &self.config
     }
 
-    /// Tokens stored in `layer`; 0 if there is no such layer.
+    /// Tokens of `layer`, those that it has evicted included; 0 if there is no such layer.
     pub fn seq_len(&self, layer: usize) -> usize {
         self.layers.get(layer).map_or(0, LayerCache::len)
     }
 
-    /// Tokens that every layer holds.
+    /// Tokens that every layer has.
     pub fn len(&self) -> usize {
         self.layers.iter().map(LayerCache::len).min().unwrap_or(0)
     }
@@ -110,7 +110,7 @@ impl HiraCache {
     /// # Errors
     ///
     /// [`CacheError`] for a missing layer, a wrong length, too many tokens, a non-finite or too large row, or a memory
-    /// budget that would be exceeded. The cache is then unchanged.
+    /// budget that would be exceeded. The cache is then unchanged, but that a layer with a window may have evicted what no later query sees.
     pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
         let layer_cache = self.layer(layer)?;
         // What the heads miss in the caches then comes while rows are checked, and for all heads at a time.
@@ -119,6 +119,8 @@ impl HiraCache {
         }
         let tokens = layer_cache.check(keys, values)?;
         if self.config.budget.limit().is_some() {
+            // What the layer would forget anyway makes room.
+            self.layer_mut(layer)?.evict();
             let requested = tokens * self.bytes_per_token();
             let used = self.memory().total();
             self.config.budget.check(used, requested)?;
@@ -143,10 +145,28 @@ impl HiraCache {
     /// Forgets the tokens from `len` on, in every layer; a cache that holds fewer is left as it is.
     ///
     /// Bounds stay valid: the norms that certificates use are those of every key and value since the last reset.
-    pub fn truncate(&mut self, len: usize) {
-        for layer in &mut self.layers {
-            layer.truncate(len);
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Evicted`] if a layer with a window has evicted keys that queries would see again; the cache is then unchanged. With
+    /// [`CacheConfig::evict_slack`] as many tokens can always be taken back.
+    pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
+        let short = |layer: &&LayerCache| len < layer.least_len().min(layer.len());
+        if let Some(layer) = self.layers.iter().find(short) {
+            return Err(CacheError::Evicted {
+                least: layer.least_len(),
+                received: len,
+            });
         }
+        for layer in &mut self.layers {
+            layer.truncate(len)?;
+        }
+        Ok(())
+    }
+
+    /// Drops what no later query sees from every layer with a window; see [`LayerCache::evict`].
+    pub fn evict(&mut self) {
+        self.layers.iter_mut().for_each(LayerCache::evict);
     }
 
     /// Forgets everything; the configuration stays.

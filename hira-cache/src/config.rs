@@ -5,6 +5,7 @@ use hira_kernels::{Kernel, TILE};
 use hira_memory::{Budget, MemoryPolicy, Tier};
 
 use crate::CacheError;
+use crate::window::LayerWindow;
 
 /// The longest block of which a scan can bound the tail.
 const MAX_TAIL_BLOCK: usize = 1024;
@@ -28,6 +29,12 @@ pub struct CacheConfig {
     pub index: IndexConfig,
     /// Positions of a block whose mean value is kept, a multiple of 16; 0 keeps none. Default 128. See [`BlockMeans`](crate::BlockMeans).
     pub tail_block: usize,
+    /// For each layer how many of the last keys a query of it sees, its own included; `None`, and for layers beyond the list: all. Such a layer
+    /// forgets what no later query sees. Default: no layer has a window.
+    pub windows: Vec<Option<usize>>,
+    /// Tokens that can be taken back (see [`HiraCache::truncate`](crate::HiraCache::truncate)) in spite of what windowed layers forget: they keep so many keys
+    /// more. [`usize::MAX`] keeps all. Default 0.
+    pub evict_slack: usize,
     /// On which tier each part should lie.
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of keys, values and index.
@@ -59,6 +66,8 @@ impl CacheConfig {
                 ..IndexConfig::default()
             },
             tail_block: 128,
+            windows: Vec::new(),
+            evict_slack: 0,
             memory_policy: MemoryPolicy::default(),
             budget: Budget::unlimited(),
             tiers: vec![Tier::Host],
@@ -85,6 +94,29 @@ impl CacheConfig {
     pub fn with_tail_block(mut self, tail_block: usize) -> Self {
         self.tail_block = tail_block;
         self
+    }
+
+    /// Sets how many of the last keys the queries of each layer see.
+    #[must_use]
+    pub fn with_windows(mut self, windows: Vec<Option<usize>>) -> Self {
+        self.windows = windows;
+        self
+    }
+
+    /// Sets how many tokens can be taken back in spite of what windowed layers forget.
+    #[must_use]
+    pub fn with_evict_slack(mut self, evict_slack: usize) -> Self {
+        self.evict_slack = evict_slack;
+        self
+    }
+
+    /// The window of a layer, with the slack.
+    pub(crate) fn window(&self, layer: usize) -> Option<LayerWindow> {
+        let len = self.windows.get(layer).copied().flatten()?;
+        Some(LayerWindow {
+            len,
+            slack: self.evict_slack,
+        })
     }
 
     /// Sets a hard limit on the bytes of keys, values and index.
@@ -128,6 +160,20 @@ impl CacheConfig {
                 key: "tail_block",
                 requirement: "must be a multiple of 16, at most 1024",
                 received: self.tail_block,
+            });
+        }
+        if self.windows.len() > self.layers {
+            return Err(CacheError::Config {
+                key: "windows",
+                requirement: "must not be more than there are layers",
+                received: self.windows.len(),
+            });
+        }
+        if self.windows.contains(&Some(0)) {
+            return Err(CacheError::Config {
+                key: "windows",
+                requirement: "must be at least 1",
+                received: 0,
             });
         }
         // positions are u32

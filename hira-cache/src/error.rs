@@ -36,6 +36,16 @@ pub enum CacheError {
         /// New tokens.
         requested: usize,
     },
+    /// A windowed layer has evicted keys that queries would see again.
+    #[error(
+        "truncate: expected at least {least} tokens, received {received}: earlier keys are evicted"
+    )]
+    Evicted {
+        /// The fewest tokens that may stay.
+        least: usize,
+        /// The tokens that should stay.
+        received: usize,
+    },
     /// No such layer.
     #[error("layer {received}: the cache has {layers} layers")]
     Layer {

@@ -6,6 +6,7 @@ use hira_index::{HierarchicalIndex, IndexError};
 use hira_kernels::{MAX_NORM, Precision, StoredSlice};
 use hira_search::SearchHistory;
 
+use crate::window::segment_len;
 use crate::{BlockMeans, CacheConfig, ValueStore};
 
 /// Keys and values of a range of positions that are contiguous in memory.
@@ -51,9 +52,13 @@ pub(crate) enum ValueFault {
 }
 
 impl HeadCache {
-    pub(crate) fn new(config: &CacheConfig) -> Result<Self, IndexError> {
+    /// An empty head of a layer with this window, if it has one.
+    pub(crate) fn new(config: &CacheConfig, window: Option<usize>) -> Result<Self, IndexError> {
         let mut index = config.index.clone();
         index.dim = config.head_dim;
+        if let Some(window) = window {
+            index.segment_len = segment_len(window, index.segment_len);
+        }
         let run_len = index.segment_len.max(1);
         let values = ValueStore::new(config.value_dim, run_len, index.precision);
         Ok(Self {
@@ -68,14 +73,19 @@ impl HeadCache {
         })
     }
 
-    /// Tokens stored.
+    /// Tokens that were appended and not taken back, those that were evicted included.
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// Whether no token is stored.
+    /// Whether no token was appended, or all were taken back.
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
+    }
+
+    /// The position of the first token that is stored: those before it were evicted, in a layer with a window.
+    pub fn evicted(&self) -> usize {
+        self.index.evicted()
     }
 
     /// The index over the keys.
@@ -200,6 +210,15 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Drops what lies before position `before`, as far as it fills whole segments.
+    pub(crate) fn evict(&mut self, before: usize) {
+        self.index.evict(before);
+        let evicted = self.index.evicted();
+        self.values.evict(evicted);
+        self.means.evict(evicted);
+    }
+
+    /// Forgets the tokens from `len` on, none of which was evicted.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.index.truncate(len);
         self.values.truncate(len);
@@ -208,8 +227,8 @@ impl HeadCache {
 
     pub(crate) fn reset(&mut self) {
         self.index.clear();
-        self.values.truncate(0);
-        self.means.truncate(0);
+        self.values.clear();
+        self.means.clear();
         self.max_key_norm = 0.0;
         self.max_value_norm = 0.0;
         self.history = None;

@@ -2,6 +2,7 @@
 
 use hira_index::IndexError;
 
+use crate::window::LayerWindow;
 use crate::{CacheConfig, CacheError, HeadCache, head::ValueFault};
 
 /// Keys and values of one layer, `sequences * kv_heads` heads, all of the same length.
@@ -12,22 +13,25 @@ pub struct LayerCache {
     head_dim: usize,
     value_dim: usize,
     max_len: usize,
+    window: Option<LayerWindow>,
 }
 
 impl LayerCache {
-    pub(crate) fn new(config: &CacheConfig) -> Result<Self, IndexError> {
+    pub(crate) fn new(config: &CacheConfig, layer: usize) -> Result<Self, IndexError> {
         let count = config.sequences * config.kv_heads;
-        let heads = (0..count).map(|_| HeadCache::new(config));
+        let window = config.window(layer);
+        let heads = (0..count).map(|_| HeadCache::new(config, window.map(|window| window.len)));
         Ok(Self {
             heads: heads.collect::<Result<_, _>>()?,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             value_dim: config.value_dim,
             max_len: config.max_len,
+            window,
         })
     }
 
-    /// Tokens stored for every sequence.
+    /// Tokens that every sequence has, those that were evicted included.
     pub fn len(&self) -> usize {
         self.heads.first().map_or(0, HeadCache::len)
     }
@@ -35,6 +39,27 @@ impl LayerCache {
     /// Whether no token is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many of the last keys a query sees, its own included; `None` if it sees all.
+    pub fn window(&self) -> Option<usize> {
+        self.window.map(|window| window.len)
+    }
+
+    /// The position of the first token that every head stores: those before it were evicted, in a layer with a window.
+    pub fn evicted(&self) -> usize {
+        let first = self.heads.iter().map(HeadCache::evicted);
+        first.max().unwrap_or(0)
+    }
+
+    /// Drops what no later query sees, in a layer with a window: whole segments before it.
+    ///
+    /// [`append`](Self::append) does that before it stores new tokens; call this after a long prompt to have its memory back at once.
+    pub fn evict(&mut self) {
+        if let Some(window) = self.window {
+            let before = window.first_kept(self.len());
+            self.heads.iter_mut().for_each(|head| head.evict(before));
+        }
     }
 
     /// Sequences (`B`).
@@ -169,6 +194,7 @@ impl LayerCache {
         if tokens == 0 {
             return Ok(());
         }
+        self.evict();
         let keys = keys.chunks_exact(tokens * self.head_dim);
         let values = values.chunks_exact(tokens * self.value_dim);
         let kv_heads = self.kv_heads;
@@ -186,11 +212,30 @@ impl LayerCache {
         Ok(())
     }
 
+    /// The fewest tokens that [`truncate`](Self::truncate) leaves: fewer need keys that were evicted.
+    pub fn least_len(&self) -> usize {
+        let evicted = self.evicted();
+        self.window.map_or(0, |window| window.least_len(evicted))
+    }
+
     /// Forgets the tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Evicted`] if the layer has a window and queries would see what it has evicted: a caller that goes back sets
+    /// [`CacheConfig::evict_slack`]. The layer is then unchanged.
+    pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
+        let least = self.least_len();
+        if len < least.min(self.len()) {
+            return Err(CacheError::Evicted {
+                least,
+                received: len,
+            });
+        }
         for head in &mut self.heads {
             head.truncate(len);
         }
+        Ok(())
     }
 
     pub(crate) fn reset(&mut self) {

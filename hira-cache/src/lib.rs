@@ -27,6 +27,7 @@ mod head;
 mod layer;
 mod means;
 mod values;
+mod window;
 
 #[cfg(feature = "burn")]
 pub mod burn;

@@ -24,7 +24,8 @@ const RUN_BLOCKS: usize = 128;
 /// The mean value of each complete block of positions, and how far the block's values can be from it.
 ///
 /// Block `b` holds positions `b * block_keys ..`; the last, incomplete block has no mean yet. The means are functions of the stored
-/// values alone, whatever the batches, truncations and forks that led to them.
+/// values alone, whatever the batches, truncations and forks that led to them; but a block that is completed after some of its values were
+/// evicted, which no query sees whole, has a mean of nothing and a radius without limit.
 ///
 /// # Complexity
 ///
@@ -34,6 +35,8 @@ pub struct BlockMeans {
     block_keys: usize,
     dim: usize,
     len: usize,
+    /// Full runs in front that were evicted.
+    evicted: usize,
     runs: Vec<Arc<Run>>,
     /// Sums of the block that is being read.
     sums: Vec<f64>,
@@ -69,6 +72,7 @@ impl BlockMeans {
             block_keys,
             dim,
             len: 0,
+            evicted: 0,
             runs: Vec::new(),
             sums: Vec::new(),
             row: Vec::new(),
@@ -81,7 +85,7 @@ impl BlockMeans {
         self.block_keys
     }
 
-    /// Complete blocks.
+    /// Complete blocks, those that were evicted included.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -91,10 +95,10 @@ impl BlockMeans {
         self.len == 0
     }
 
-    /// The means, in order.
+    /// The means that are stored, in order.
     pub fn runs(&self) -> impl Iterator<Item = MeanRun<'_>> {
         self.runs.iter().enumerate().map(|(i, run)| MeanRun {
-            start: i * RUN_BLOCKS,
+            start: (self.evicted + i) * RUN_BLOCKS,
             means: run.means.as_slice(),
             radii: &run.radii,
             norms: &run.norms,
@@ -162,12 +166,33 @@ impl BlockMeans {
         for_each_row(values, block, row, |row| {
             farthest = farthest.max(square_distance(row, mean));
         });
-        let radius = farthest.sqrt() * (1.0 + f64::powi(2.0, -30));
+        let mut radius = farthest.sqrt() * (1.0 + f64::powi(2.0, -30));
+        if values.row(start).is_none() {
+            radius = f64::INFINITY;
+        }
         run.radii.push((radius as f32).next_up());
         let square = |&x: &f32| f64::from(x) * f64::from(x);
         let norm = mean.iter().map(square).sum::<f64>().sqrt() * (1.0 + f64::powi(2.0, -30));
         run.norms.push((norm as f32).next_up());
         self.len += 1;
+    }
+
+    /// Drops the runs all of whose blocks lie before position `before`.
+    pub(crate) fn evict(&mut self, before: usize) {
+        if self.block_keys == 0 {
+            return;
+        }
+        let full = (before / self.block_keys).min(self.len) / RUN_BLOCKS;
+        if full > self.evicted {
+            self.runs.drain(..full - self.evicted);
+            self.evicted = full;
+        }
+    }
+
+    /// Forgets every block.
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        (self.evicted, self.len) = (0, 0);
     }
 
     /// Forgets the blocks that are not complete in the first `len` positions.
@@ -176,7 +201,8 @@ impl BlockMeans {
             return;
         }
         self.len = len / self.block_keys;
-        self.runs.truncate(self.len.div_ceil(RUN_BLOCKS));
+        let runs = self.len.div_ceil(RUN_BLOCKS);
+        self.runs.truncate(runs.saturating_sub(self.evicted));
         let kept = self.len % RUN_BLOCKS;
         if kept != 0
             && let Some(run) = self.runs.last_mut().map(Arc::make_mut)

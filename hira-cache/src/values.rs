@@ -18,6 +18,8 @@ pub struct ValueStore {
     run_len: usize,
     len: usize,
     precision: Precision,
+    /// Full runs in front that were evicted.
+    evicted: usize,
     runs: Vec<Arc<StoredVec>>,
 }
 
@@ -29,16 +31,17 @@ impl ValueStore {
             run_len,
             len: 0,
             precision,
+            evicted: 0,
             runs: Vec::new(),
         }
     }
 
-    /// Rows stored.
+    /// Rows that were appended and not taken back, those that were evicted included.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no row is stored.
+    /// Whether no row was appended, or all were taken back.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -58,8 +61,9 @@ impl ValueStore {
         self.run_len
     }
 
-    /// The rows of run `i`.
+    /// The rows of run `i`; `None` if there is no such run, or it was evicted.
     pub fn run(&self, i: usize) -> Option<StoredSlice<'_>> {
+        let i = i.checked_sub(self.evicted)?;
         self.runs.get(i).map(|run| run.as_slice())
     }
 
@@ -119,12 +123,28 @@ impl ValueStore {
         }
     }
 
-    /// Forgets the rows from `len` on.
+    /// Drops the runs all of whose rows lie before position `before`.
+    pub(crate) fn evict(&mut self, before: usize) {
+        let full = before.min(self.len) / self.run_len;
+        if full > self.evicted {
+            self.runs.drain(..full - self.evicted);
+            self.evicted = full;
+        }
+    }
+
+    /// Forgets every row.
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        (self.evicted, self.len) = (0, 0);
+    }
+
+    /// Forgets the rows from `len` on, none of which was evicted.
     pub(crate) fn truncate(&mut self, len: usize) {
         if len >= self.len {
             return;
         }
-        self.runs.truncate(len.div_ceil(self.run_len));
+        let runs = len.div_ceil(self.run_len);
+        self.runs.truncate(runs.saturating_sub(self.evicted));
         let kept = len % self.run_len;
         if kept != 0
             && let Some(run) = self.runs.last_mut()
@@ -172,6 +192,30 @@ mod tests {
             assert_eq!(store.row(cut.min(50)), Some((&[100.0, -100.0]).into()));
             assert_eq!(fork.len(), 50);
             assert_eq!(fork.row(49), Some((&[49.0, -49.0]).into()));
+        }
+    }
+
+    #[test]
+    fn eviction_drops_whole_runs_and_moves_no_row() {
+        for (before, first) in [(0, 0), (15, 0), (16, 16), (40, 32), (48, 48), (99, 48)] {
+            let mut store = ValueStore::new(2, 16, Precision::F32);
+            store.append(&rows(0..50));
+            store.evict(before);
+            store.evict(before / 2);
+            assert_eq!(store.len(), 50);
+            for i in 0..50 {
+                let expected = [i as f32, -(i as f32)];
+                let expected = (i >= first).then_some((&expected).into());
+                assert_eq!(store.row(i), expected, "{before}");
+            }
+            assert_eq!(store.contiguous(0..4).is_some(), first == 0);
+            store.truncate(49);
+            store.append(&rows(100..120));
+            assert_eq!(store.row(49), Some((&[100.0, -100.0]).into()));
+            assert_eq!(store.row(68), Some((&[119.0, -119.0]).into()));
+            store.clear();
+            store.append(&rows(7..9));
+            assert_eq!(store.row(0), Some((&[7.0, -7.0]).into()));
         }
     }
 

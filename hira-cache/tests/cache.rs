@@ -133,7 +133,7 @@ proptest! {
                     }
                 }
                 Operation::Truncate(len) => {
-                    cache.truncate(len);
+                    cache.truncate(len).unwrap();
                     naive.truncate(len);
                 }
                 Operation::Reset => {
