@@ -282,7 +282,7 @@ fn a_cache_that_was_cut_back_starts_heavy_hitters_anew() {
     let host = ComparisonHost::new(rule, &config).expect("a host");
     let mut cache = config.init_cache(SHAPE).expect("a cache");
     run(&host, &rows, &mut cache, &[100]);
-    cache.truncate(0);
+    cache.truncate(0).expect("nothing is evicted");
     let (again, _, _) = run(&host, &rows, &mut cache, &[LEN]);
     let fresh = ComparisonHost::new(rule, &config).expect("a host");
     let mut cache = config.init_cache(SHAPE).expect("a cache");

@@ -58,6 +58,7 @@ fn every_shape_agrees_with_naive<B: HiraBackend>() {
     agrees_with_naive::<B>(|config| config.attention_bias = true);
     agrees_with_naive::<B>(|config| config.num_key_value_heads = 4);
     agrees_with_naive::<B>(|config| config.num_key_value_heads = 1);
+    agrees_with_naive::<B>(|config| config.sliding_window = Some(7));
     agrees_with_naive::<B>(|config| config.head_dim = 6);
 }
 
@@ -106,7 +107,7 @@ fn one_call_is_token_by_token<B: HiraBackend>() {
     }
     assert!(difference(&prefilled, &last) < 1e-4);
 
-    at_once.truncate(100);
+    at_once.truncate(100).expect("nothing is evicted");
     let again = model
         .forward(&mut at_once, &ids[100..], &mut |_, _| {})
         .expect("the model runs");
@@ -236,11 +237,55 @@ fn burns_attention_is_dense<B: HiraBackend>() {
     }
     let len = ids.len() - 10;
     burn.truncate(len);
-    cache.truncate(len);
+    cache.truncate(len).expect("nothing is evicted");
     let again = steps(&model, &mut cache);
     assert_eq!(again.len(), 10);
     for (again, dense) in again.iter().zip(&dense[len - prompt..]) {
         assert!(difference(again, dense) < 1e-4);
+    }
+}
+
+/// A model with a sliding window, token by token: dense Hira, Hira that searches, and Burn's attention agree with naive `f64`, and what no token
+/// sees any more is forgotten.
+fn every_attention_sees_the_window<B: HiraBackend>() {
+    let window = 33;
+    let source = Tiny::new().with(|config| config.sliding_window = Some(window));
+    let mut model = load::<B>(&source);
+    let (ids, prompt) = (ids(180), 50);
+    let naive = source.logits_naive(&ids);
+    let config = HiraAttentionConfig {
+        plan: PlanPolicy::Sparse,
+        segment_len: 32,
+        ..HiraAttentionConfig::new().with_top_k(window)
+    };
+    let burn = BurnAttention::new(2, &B::Device::default()).expect("it is valid");
+    for attention in 0..3 {
+        match attention {
+            0 => {}
+            1 => model
+                .set_attention(AttentionChoice::Hira(Box::new(config.clone())))
+                .expect("it is valid"),
+            _ => model.set_processor(Box::new(burn.clone())),
+        }
+        let mut cache = model.new_cache(ids.len()).expect("the cache fits");
+        let quiet = &mut |_, _| {};
+        model
+            .forward(&mut cache, &ids[..prompt], quiet)
+            .expect("the prompt runs");
+        for (position, id) in ids.iter().enumerate().skip(prompt) {
+            let logits = model
+                .forward(&mut cache, &[*id], quiet)
+                .expect("the step runs");
+            let worst = difference(&logits, &naive[position]);
+            assert!(worst < 1e-4, "{attention}: {position} is off by {worst}");
+        }
+        if attention == 1 {
+            let layer = cache.store().layer(1).expect("there are two layers");
+            assert!(layer.evicted() >= ids.len() - window - 64);
+            let refused = cache.truncate(prompt);
+            assert!(matches!(refused, Err(LlamaError::Attention(_))));
+            assert_eq!(cache.len(), ids.len());
+        }
     }
 }
 
@@ -419,6 +464,7 @@ on_every_backend!(
     hira_that_selects_every_key_is_dense,
     an_attention_of_ones_own_serves_every_layer,
     burns_attention_is_dense,
+    every_attention_sees_the_window,
     half_precision_is_close_on_flex_and_refused_elsewhere,
     refusals_leave_the_cache_as_it_was,
     impossible_models_and_attentions_are_refused,

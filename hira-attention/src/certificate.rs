@@ -415,6 +415,7 @@ mod tests {
             high: 1.0,
             unblocked: 0.0,
             added: 0.95,
+            first_block: 0,
             blocks: 2,
             spread: 0.5,
             moved: 0.0,

@@ -30,6 +30,31 @@ pub enum ThresholdStrategy {
     Budget,
 }
 
+/// Which layers of a decoder have its sliding window.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WindowLayers {
+    /// Every layer, as in Mistral.
+    #[default]
+    All,
+    /// All but every so-many-th layer, at least 1: 6 for five local layers and a global one, as in Gemma 3.
+    ExceptEvery(usize),
+    /// These layers, counted from 0.
+    Layers(Vec<usize>),
+}
+
+impl WindowLayers {
+    /// Whether `layer` has the window.
+    pub fn contains(&self, layer: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::ExceptEvery(every) => !(layer + 1).is_multiple_of(*every),
+            Self::Layers(layers) => layers.contains(&layer),
+        }
+    }
+}
+
 /// Who decides between the dense and the sparse plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

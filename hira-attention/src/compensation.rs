@@ -10,7 +10,9 @@
 //! rounding, `2^-22` of the terms, is in the factors ([`ROUNDING`]); results below the normal range err by less than `2^-149` a block,
 //! for which [`TailMass::unblocked`] holds `2^-126` a block.
 
-use hira_cache::{BlockMeans, HeadCache};
+use std::ops::Range;
+
+use hira_cache::{BlockMeans, HeadCache, MeanRun};
 use hira_kernels::Kernel;
 use hira_search::TailBlocks;
 
@@ -40,6 +42,8 @@ const NEAR_CHUNK: usize = 128;
 /// Buffers of one query's compensation.
 #[derive(Debug, Default)]
 pub(crate) struct CompensationScratch {
+    /// The first block of the tail: what is kept by blocks here begins with it.
+    first: usize,
     /// At most the weight of a block: of all keys that the search counted, relative to its reference, and then of those left out.
     lowest: Vec<f32>,
     /// Weight of keys that the search counted and that are attended to nevertheless.
@@ -76,8 +80,9 @@ pub(crate) struct TailMass {
     pub(crate) high: f64,
     /// At least the weight of everything else.
     pub(crate) unblocked: f64,
-    /// What was added to the denominator, and the number of terms.
+    /// What was added to the denominator, and the blocks that it stands for, of which there are [`blocks`](Self::blocks).
     pub(crate) added: f64,
+    pub(crate) first_block: usize,
     pub(crate) blocks: usize,
     /// At least `sum of W_b R_b + |W_b - W_b'| ||m_b - o'||` over the compensated blocks, `o'` the output.
     pub(crate) spread: f64,
@@ -87,31 +92,34 @@ pub(crate) struct TailMass {
 }
 
 /// What compensation needs of a step and of one query's search.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct CompensatedStep<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) head: &'a HeadCache,
     pub(crate) tail: &'a TailBlocks,
     pub(crate) scale: f32,
-    pub(crate) visible: usize,
+    /// Positions that the tail knows of.
+    pub(crate) searched: Range<usize>,
 }
 
 impl CompensationScratch {
-    /// Forgets the keys that were counted; `blocks` is the number of blocks.
-    pub(crate) fn begin(&mut self, blocks: usize) {
+    /// Forgets the keys that were counted; the tail has so many `blocks` from block `first` on.
+    pub(crate) fn begin(&mut self, first: usize, blocks: usize) {
+        self.first = first;
         self.counted.clear();
         self.counted.resize(blocks, 0.0);
     }
 
     /// Notes that the key at `position` is attended to with this weight, although the search counts it in the tail.
     pub(crate) fn count(&mut self, position: usize, block_keys: usize, weight: f32) {
-        if let Some(counted) = self.counted.get_mut(position / block_keys.max(1)) {
+        let block = (position / block_keys.max(1)).checked_sub(self.first);
+        if let Some(counted) = block.and_then(|block| self.counted.get_mut(block)) {
             *counted += weight;
         }
     }
 
     /// Finds the weights of the blocks, and adds what stands for them to `out`, the weighted sum of the values of `attended` rows, given with
-    /// their weights. Blocks that reach past `visible` have no mean that the query may see, and stay unblocked. None if nothing can be said
+    /// their weights. Blocks that reach beyond what was searched have no mean that the query may see, and stay unblocked. None if nothing can be said
     /// of the weights.
     pub(crate) fn add_to(
         &mut self,
@@ -120,23 +128,23 @@ impl CompensationScratch {
         factors: Factors,
         out: &mut [f32],
     ) -> Option<TailMass> {
-        let mut mass = self.weigh(step, factors)?;
+        let mut mass = self.weigh(&step, factors)?;
         let kernel = step.kernel;
         self.means.clear();
         self.means.resize(out.len(), 0.0);
         for run in step.head.means().runs() {
-            let end = mass.blocks.min(run.start + run.radii.len());
-            if run.start >= end {
-                break;
+            let blocks = mass.blocks_of(&run);
+            if blocks.is_empty() {
+                continue;
             }
-            let count = (end - run.start) as u32;
-            self.rows.truncate(count as usize);
-            self.rows.extend(self.rows.len() as u32..count);
-            let estimates = &self.estimates[run.start..end];
+            let in_run = (blocks.start - run.start) as u32..(blocks.end - run.start) as u32;
+            self.rows.clear();
+            self.rows.extend(in_run);
+            let estimates = &self.estimates[blocks.start - self.first..blocks.end - self.first];
             kernel.weighted_sum_into(estimates, run.means, &self.rows, &mut self.means);
         }
         let near = self.find_near(
-            step,
+            &step,
             attended,
             (factors.tail_low * factors.tail_high).sqrt(),
         );
@@ -156,7 +164,7 @@ impl CompensationScratch {
     /// key at the threshold.
     fn find_near(
         &mut self,
-        step: CompensatedStep<'_>,
+        step: &CompensatedStep<'_>,
         (rows, weights): (&[u32], &[f32]),
         limit: f64,
     ) -> bool {
@@ -186,14 +194,14 @@ impl CompensationScratch {
         total > 0
     }
 
-    fn weigh(&mut self, step: CompensatedStep<'_>, factors: Factors) -> Option<TailMass> {
+    fn weigh(&mut self, step: &CompensatedStep<'_>, factors: Factors) -> Option<TailMass> {
         let CompensatedStep {
             kernel,
             head,
             tail,
             scale,
-            visible,
-        } = step;
+            ref searched,
+        } = *step;
         let means = head.means();
         let (low, high) = (factors.tail_low, factors.tail_high);
         if high.is_nan() || high >= MAX_WEIGHT {
@@ -236,15 +244,17 @@ impl CompensationScratch {
             let (above, below) = (*highest - between, between - least);
             *range = if above > below { above } else { below };
         }
-        let usable = usable(means, visible);
-        let unblocked = tail.unblocked * factors.tail_high + sum(&self.highest[usable..]);
-        let added = sum(&self.estimates[..usable]);
+        let usable = usable(means, searched, self.first);
+        let unusable = sum(&self.highest[..usable.start]) + sum(&self.highest[usable.end..]);
+        let unblocked = tail.unblocked * factors.tail_high + unusable;
+        let added = sum(&self.estimates[usable.clone()]);
         let mass = TailMass {
-            low: sum(&self.lowest[..usable]),
-            high: sum(&self.highest[..usable]),
+            low: sum(&self.lowest[usable.clone()]),
+            high: sum(&self.highest[usable.clone()]),
             unblocked: unblocked + blocks as f64 * f64::from(f32::MIN_POSITIVE),
             added,
-            blocks: usable,
+            first_block: self.first + usable.start,
+            blocks: usable.len(),
             spread: f64::INFINITY,
             moved: 0.0,
         };
@@ -261,16 +271,15 @@ impl CompensationScratch {
     pub(crate) fn spread(&mut self, means: &BlockMeans, mass: &TailMass, out_norm: f32) -> f64 {
         let mut spread = 0.0;
         for run in means.runs() {
-            let end = mass.blocks.min(run.start + run.radii.len());
-            if run.start >= end {
-                break;
+            let blocks = mass.blocks_of(&run);
+            if blocks.is_empty() {
+                continue;
             }
-            let blocks = run.start..end;
             self.products.resize(blocks.len(), 0.0);
-            let weights = self.highest[blocks.clone()]
-                .iter()
-                .zip(&self.ranges[blocks]);
-            let geometry = run.radii.iter().zip(run.norms);
+            let here = blocks.start - self.first..blocks.end - self.first;
+            let weights = self.highest[here.clone()].iter().zip(&self.ranges[here]);
+            let in_run = blocks.start - run.start..blocks.end - run.start;
+            let geometry = run.radii[in_run.clone()].iter().zip(&run.norms[in_run]);
             let products = self.products.iter_mut().zip(weights.zip(geometry));
             for (product, ((&highest, &range), (&radius, &norm))) in products {
                 *product = highest * radius + range * (norm + out_norm);
@@ -282,9 +291,20 @@ impl CompensationScratch {
     }
 }
 
-/// Blocks that are complete, and all of whose positions a query sees that sees `visible` positions.
-fn usable(means: &BlockMeans, visible: usize) -> usize {
-    (visible / means.block_keys().max(1)).min(means.len())
+impl TailMass {
+    /// The compensated blocks that lie in a run of means.
+    fn blocks_of(&self, run: &MeanRun<'_>) -> Range<usize> {
+        let end = self.first_block + self.blocks;
+        self.first_block.max(run.start)..end.min(run.start + run.radii.len())
+    }
+}
+
+/// Blocks that are complete, and all of whose positions were searched; counted from block `first`, the first of which a position was searched.
+fn usable(means: &BlockMeans, searched: &Range<usize>, first: usize) -> Range<usize> {
+    let keys = means.block_keys().max(1);
+    let start = searched.start.div_ceil(keys);
+    let end = (searched.end / keys).min(means.len()).max(start);
+    start - first..end - first
 }
 
 /// In four lanes, so that no addition waits for the one before it.

@@ -10,7 +10,7 @@ use hira_search::PlanChoice;
 use hira_threshold::ThresholdRule;
 use serde::{Deserialize, Serialize};
 
-use crate::choice::{CacheShape, KernelName, PlanPolicy, ThresholdStrategy};
+use crate::choice::{CacheShape, KernelName, PlanPolicy, ThresholdStrategy, WindowLayers};
 use crate::{AttentionError, ConfigError, HostAttention};
 
 /// Configuration of [`HiraAttention`](crate::HiraAttention) and of the cache it works on.
@@ -82,6 +82,14 @@ pub struct HiraAttentionConfig {
     pub sink_tokens: usize,
     /// The most recent keys, always attended to. Default 64.
     pub recent_window: usize,
+    /// How many of the last keys a query of a windowed layer sees, its own included, at least 1: the query at position `p` sees
+    /// `p + 1 - sliding_window ..= p`. What lies before is masked, sinks included, and is forgotten by the cache. Default: no layer has a window.
+    pub sliding_window: Option<usize>,
+    /// Which layers have the window: `"all"`, `{ except_every = 6 }` (five of six: layers 5, 11 and so on see all keys), or a list,
+    /// `{ layers = [0, 2] }`. Default `"all"`.
+    pub window_layers: WindowLayers,
+    /// Tokens that can be taken back from the cache (`truncate`) in spite of what windowed layers forget: they keep so many keys more. Default 0.
+    pub evict_slack: usize,
     /// Whether the mean values of blocks of positions stand in for the keys that a sparse step leaves out, weighed by what the search proves of
     /// each block. The certificate is that of the answer with them. Default true.
     pub tail_compensation: bool,
@@ -144,6 +152,9 @@ impl Default for HiraAttentionConfig {
             memory_budget: None,
             sink_tokens: 4,
             recent_window: 64,
+            sliding_window: None,
+            window_layers: WindowLayers::All,
+            evict_slack: 0,
             tail_compensation: true,
             tail_block: 128,
             min_sparse_len: 1024,
@@ -282,6 +293,20 @@ impl HiraAttentionConfig {
         self
     }
 
+    /// Sets how many of the last keys the queries of these layers see.
+    #[must_use]
+    pub fn with_sliding_window(mut self, sliding_window: usize, layers: WindowLayers) -> Self {
+        self.sliding_window = Some(sliding_window);
+        self.window_layers = layers;
+        self
+    }
+
+    /// How many of the last keys the queries of `layer` see; `None` if they see all.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.sliding_window
+            .filter(|_| self.window_layers.contains(layer))
+    }
+
     /// Sets whether block means stand in for the keys that a sparse step leaves out.
     #[must_use]
     pub fn with_tail_compensation(mut self, tail_compensation: bool) -> Self {
@@ -415,6 +440,14 @@ impl HiraAttentionConfig {
         }
     }
 
+    /// The window of each layer; none if no layer has one.
+    fn windows(&self, layers: usize) -> Vec<Option<usize>> {
+        match self.sliding_window {
+            Some(_) => (0..layers).map(|layer| self.window_of(layer)).collect(),
+            None => Vec::new(),
+        }
+    }
+
     /// The engine on slices.
     ///
     /// # Errors
@@ -452,6 +485,8 @@ impl HiraAttentionConfig {
         )
         .with_value_dim(shape.value_dim)
         .with_tail_block(self.compensated_block())
+        .with_windows(self.windows(shape.layers))
+        .with_evict_slack(self.evict_slack)
         .with_budget(budget)
         .with_memory_policy(self.memory_policy)
         .with_index(

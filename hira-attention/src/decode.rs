@@ -1,6 +1,6 @@
 //! A decode step: new tokens one by one, each KV head by the planner's choice, widened until what was promised holds.
 
-use std::{sync::OnceLock, time::Instant};
+use std::{ops::Range, sync::OnceLock, time::Instant};
 
 use hira_cache::HeadCache;
 use hira_kernels::Team;
@@ -37,7 +37,8 @@ impl HostAttention {
     ) -> Result<(), SearchError> {
         let group = call.group * call.tokens;
         let row = size_of::<f32>() * (call.dim + call.value_dim);
-        let bytes = (call.before + call.tokens) * heads.len() * call.tokens * row;
+        let visible = (call.before + call.tokens).min(call.window);
+        let bytes = visible * heads.len() * call.tokens * row;
         let helpers = if bytes > ALONE_BYTES { usize::MAX } else { 0 };
         let tasks = heads
             .iter_mut()
@@ -79,8 +80,16 @@ impl HostAttention {
     ) -> Result<(), SearchError> {
         if call.tokens == 1 {
             // the rows of the one token lie side by side
-            let visible = call.before + 1;
-            self.attend_token(call, visible, queries, head, team, scratch, out, reports)?;
+            self.attend_token(
+                call,
+                call.seen(0),
+                queries,
+                head,
+                team,
+                scratch,
+                out,
+                reports,
+            )?;
             let answers = certificates.iter_mut().zip(&scratch.answers);
             answers.for_each(|(certificate, answer)| *certificate = answer.certificate);
             return Ok(());
@@ -96,10 +105,9 @@ impl HostAttention {
                 let start = (g * call.tokens + token) * call.dim;
                 token_queries.extend_from_slice(&queries[start..start + call.dim]);
             }
-            let visible = call.before + token + 1;
             result = self.attend_token(
                 call,
-                visible,
+                call.seen(token),
                 &token_queries,
                 head,
                 team,
@@ -127,7 +135,7 @@ impl HostAttention {
     fn attend_token(
         &self,
         call: Call,
-        visible: usize,
+        seen: Range<usize>,
         queries: &[f32],
         head: &mut HeadCache,
         team: &Team,
@@ -136,15 +144,15 @@ impl HostAttention {
         reports: &mut [HeadReport],
     ) -> Result<(), SearchError> {
         scratch.times = Default::default();
-        let rule = promise::rule_now(&self.rule, head.widening(), visible);
-        let step = self.step(call, visible, head);
+        let visible = seen.len();
+        let rule = promise::rule_now(&self.rule, head.widening(), seen.end);
+        let step = self.step(call, seen.clone(), head);
         let plan = rule.map_or(HeadPlan::Dense, |rule| {
             planner::choose(&self.config, &rule, step)
         });
         let plan = match (plan, rule) {
             (HeadPlan::Sparse, Some(rule))
-                if self
-                    .attend_sparse(call, rule, visible, queries, head, team, scratch, out)? =>
+                if self.attend_sparse(call, rule, &seen, queries, head, team, scratch, out)? =>
             {
                 HeadPlan::Sparse
             }
@@ -152,7 +160,7 @@ impl HostAttention {
                 let start = self.measures_time().then(Instant::now);
                 let pool = (team, &self.pool);
                 let dense = self.dense_step(call);
-                dense.decode(pool, head, queries, 0..visible, scratch, out);
+                dense.decode(pool, head, queries, seen, scratch, out);
                 let premises = self.sparse_step(call, team).premises(head, call.dim);
                 scratch.answers.clear();
                 let certificates = queries
@@ -188,9 +196,11 @@ impl HostAttention {
         Ok(())
     }
 
-    pub(crate) fn step(&self, call: Call, visible: usize, head: &HeadCache) -> Step {
+    /// A step whose queries see these positions.
+    pub(crate) fn step(&self, call: Call, seen: Range<usize>, head: &HeadCache) -> Step {
         Step {
-            visible,
+            visible: seen.len(),
+            position: seen.end,
             group: call.group,
             dim: call.dim,
             value_dim: call.value_dim,
@@ -205,7 +215,7 @@ impl HostAttention {
         &self,
         call: Call,
         mut rule: ThresholdRule,
-        visible: usize,
+        seen: &Range<usize>,
         queries: &[f32],
         head: &mut HeadCache,
         team: &Team,
@@ -220,7 +230,7 @@ impl HostAttention {
             };
             // The scratch is any head's; what it remembers during the search is this one's.
             scratch.search.swap_history(head.search_history_mut());
-            let attended = sparse.attend(head, queries, visible, scratch, out);
+            let attended = sparse.attend(head, queries, seen.clone(), scratch, out);
             scratch.search.swap_history(head.search_history_mut());
             attended?;
             let premises = sparse.premises(head, call.dim);
@@ -241,7 +251,7 @@ impl HostAttention {
                 widening = Some(share);
                 continue;
             }
-            let now = sparse::history(&scratch.answers, visible);
+            let now = sparse::history(&scratch.answers, seen.len());
             head.record(planner::updated(head.history(), now));
             if self.config.max_error.is_some() {
                 head.set_widening(if kept { widening } else { Some(0.0) });

@@ -5,7 +5,7 @@ use std::ops::Range;
 use hira_cache::{HeadCache, KvRun};
 use hira_kernels::{
     Kernel, SoftmaxState, StoredVec, Team,
-    dense::{DenseShape, KeyRun, QueryBlock, RowStrides},
+    dense::{DenseShape, KeyRun, KeyWindow, QueryBlock, RowStrides},
 };
 use rayon::prelude::*;
 
@@ -42,6 +42,15 @@ pub(crate) struct Prefill {
     pub(crate) tokens: usize,
     pub(crate) block: usize,
     pub(crate) before: usize,
+    /// Keys that a query sees at most.
+    pub(crate) window: usize,
+}
+
+impl Prefill {
+    /// The first key that any of the tokens sees.
+    fn first(&self) -> usize {
+        (self.before + 1).saturating_sub(self.window)
+    }
 }
 
 impl DenseStep {
@@ -69,15 +78,18 @@ impl DenseStep {
     ) {
         let group = queries.len() / self.dim;
         let length = decode_range(positions.len());
-        let ranges = positions.len().div_ceil(length);
+        // Ranges end at multiples of their length: segments often do, too, and what lies in one is not copied.
+        let (from, to) = (positions.start / length, positions.end.div_ceil(length));
+        let ranges = to - from;
         let states = &mut scratch.states;
         states.resize_with(ranges * group, || SoftmaxState::new(self.value_dim));
         for state in states.iter_mut() {
             state.reset(self.value_dim);
         }
         let attend = |range: usize, states: &mut [SoftmaxState], dense: &mut _, copy: &mut _| {
-            let start = positions.start + range * length;
-            let run = one_run(head, start..positions.end.min(start + length), copy);
+            let start = (from + range) * length;
+            let range = positions.start.max(start)..positions.end.min(start + length);
+            let run = one_run(head, range, copy);
             self.kernel
                 .dense_decode_into(queries, run, self.shape(), states, dense);
         };
@@ -115,7 +127,9 @@ pub(crate) fn prefill(
         tokens,
         block,
         before,
+        window,
     } = shape;
+    let first_key = shape.first();
     let (dim, value_dim) = (step.dim, step.value_dim);
     // tasks write `[head][token, G, Dv]`, contiguous for each task, which is then brought into the order of `out`
     let rows = block * group;
@@ -125,14 +139,18 @@ pub(crate) fn prefill(
         .zip(heads)
         .zip(q.par_chunks_exact(group * tokens * dim))
         .for_each(|((by_token, head), q)| {
-            let copies = range_copies(head, before + block);
+            let copies = range_copies(head, first_key..before + block);
             by_token
                 .par_chunks_mut(QUERY_BLOCK * group * value_dim)
                 .enumerate()
                 .for_each(|(i, out)| {
                     let first = i * QUERY_BLOCK;
                     let queries = out.len() / (group * value_dim);
-                    let runs = runs_of(head, &copies, before + first + queries);
+                    let runs = runs_of(head, &copies, first_key..before + first + queries);
+                    let window = KeyWindow {
+                        base: first_key,
+                        len: window,
+                    };
                     let block = QueryBlock {
                         start: before + first,
                         len: queries,
@@ -141,9 +159,10 @@ pub(crate) fn prefill(
                         out: RowStrides::position_major(group, value_dim),
                     };
                     pool.with(|scratch| {
-                        step.kernel.dense_prefill_into(
+                        step.kernel.dense_window_prefill_into(
                             &q[first * dim..],
                             &runs,
+                            window,
                             step.shape(),
                             block,
                             out,
@@ -163,26 +182,33 @@ pub(crate) fn prefill(
         });
 }
 
-/// For each range of the first `stored` positions, what [`runs_of`] needs of it.
-pub(crate) fn range_copies(head: &HeadCache, stored: usize) -> Vec<RangeCopy> {
-    let ranges = (0..stored).step_by(KEY_RANGE);
-    let copies = ranges.map(|start| {
+/// `positions` in ranges that end at multiples of [`KEY_RANGE`].
+fn key_ranges(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let ranges = positions.start / KEY_RANGE..positions.end.div_ceil(KEY_RANGE);
+    ranges.map(move |range| {
+        let (start, end) = (range * KEY_RANGE, (range + 1) * KEY_RANGE);
+        positions.start.max(start)..positions.end.min(end)
+    })
+}
+
+/// For each range of the `stored` positions, what [`runs_of`] needs of it.
+pub(crate) fn range_copies(head: &HeadCache, stored: Range<usize>) -> Vec<RangeCopy> {
+    let copies = key_ranges(stored).map(|range| {
         let mut copy = RangeCopy::default();
-        one_run(head, start..stored.min(start + KEY_RANGE), &mut copy);
+        one_run(head, range, &mut copy);
         copy
     });
     copies.collect()
 }
 
-/// Positions `0..visible` in runs that do not depend on the segments.
+/// The positions `visible`, which begin as those did that the copies were made for, in runs that do not depend on the segments.
 pub(crate) fn runs_of<'a>(
     head: &'a HeadCache,
     copies: &'a [RangeCopy],
-    visible: usize,
+    visible: Range<usize>,
 ) -> Vec<KeyRun<'a>> {
-    let ranges = (0..visible).step_by(KEY_RANGE).zip(copies);
-    let runs = ranges.map(|(start, copy)| copy.run(head, start..visible.min(start + KEY_RANGE)));
-    runs.collect()
+    let runs = key_ranges(visible).zip(copies);
+    runs.map(|(range, copy)| copy.run(head, range)).collect()
 }
 
 /// Rows of one range that lie in several segments, side by side as they are stored.

@@ -1,6 +1,9 @@
 //! Attention on host slices: checks, append, plan, attend, report.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use hira_cache::{HeadCache, HiraCache, LayerCache};
 use hira_kernels::{Kernel, MAX_NORM, Team};
@@ -51,9 +54,19 @@ pub(crate) struct Call {
     pub(crate) group: usize,
     /// Keys stored before the call.
     pub(crate) before: usize,
+    /// Keys that a query sees at most: those of the layer's window, or `usize::MAX`.
+    pub(crate) window: usize,
     pub(crate) dim: usize,
     pub(crate) value_dim: usize,
     pub(crate) scale: f32,
+}
+
+impl Call {
+    /// What the query of the `token`-th new token sees.
+    pub(crate) fn seen(&self, token: usize) -> Range<usize> {
+        let visible = self.before + token + 1;
+        visible.saturating_sub(self.window)..visible
+    }
 }
 
 impl HostAttention {
@@ -140,7 +153,8 @@ impl HostAttention {
         if call.tokens > 0 {
             let attended = self.attend(call, q, layer_cache.heads_mut(), out, report);
             if let Err(error) = attended {
-                layer_cache.truncate(call.before);
+                // Nothing that a query after `before` sees was evicted, so this is not refused.
+                layer_cache.truncate(call.before)?;
                 return Err(error.into());
             }
         }
@@ -198,6 +212,7 @@ impl HostAttention {
             tokens,
             group: heads / kv_heads,
             before: cache.len(),
+            window: cache.window().unwrap_or(usize::MAX),
             dim,
             value_dim: cache.value_dim(),
             scale: self
@@ -257,7 +272,10 @@ impl HostAttention {
             return if call.tokens > 1 { call.tokens } else { 0 };
         }
         if prefill && self.config.plan == PlanPolicy::Auto {
-            // token t sees before + t + 1 keys
+            // token t sees before + t + 1 keys, or those of the window
+            if call.window < self.config.min_sparse_len {
+                return call.tokens;
+            }
             let short = self.config.min_sparse_len.saturating_sub(call.before + 1);
             return short.min(call.tokens);
         }
@@ -290,6 +308,7 @@ impl HostAttention {
                 group: call.group,
                 tokens: call.tokens,
                 before: call.before,
+                window: call.window,
             };
             let (certificates, reports) = (&mut report.certificates, &mut report.heads);
             return tiles.attend(block, q, heads, out, certificates, reports);
@@ -317,6 +336,7 @@ impl HostAttention {
                 tokens: call.tokens,
                 block,
                 before: call.before,
+                window: call.window,
             },
             q,
             out,
@@ -331,12 +351,13 @@ impl HostAttention {
             let rows = &q[i * call.tokens * call.dim..(i + 1) * call.tokens * call.dim];
             let rows = rows.chunks_exact(call.dim).zip(certificates).take(block);
             for (t, (row, certificate)) in rows.enumerate() {
-                let visible = call.before + t + 1;
-                *certificate = premises.dense(norm(row), visible);
-                report.add_dense(visible, *certificate);
+                let seen = call.seen(t);
+                *certificate = premises.dense(norm(row), seen.len());
+                report.add_dense(seen.len(), *certificate);
                 let ends_block = (t + 1).is_multiple_of(dense::QUERY_BLOCK) || t + 1 == block;
                 if ends_block && i.is_multiple_of(call.group) {
-                    report.bytes.add_dense(visible, RowBytes::of(head));
+                    let first = call.seen(t - t % dense::QUERY_BLOCK).start;
+                    report.bytes.add_dense(seen.end - first, RowBytes::of(head));
                 }
             }
         }

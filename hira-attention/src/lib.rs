@@ -68,7 +68,7 @@ mod module;
 pub mod device;
 
 pub use certificate::Certificate;
-pub use choice::{CacheShape, PlanPolicy, ThresholdStrategy};
+pub use choice::{CacheShape, PlanPolicy, ThresholdStrategy, WindowLayers};
 pub use config::HiraAttentionConfig;
 pub use engine::HostAttention;
 pub use error::{AttentionError, ConfigError};

@@ -21,7 +21,8 @@ use crate::{
 /// Which of the stored keys a partial attention is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartKeys {
-    /// Their positions in the cache. A range that does not begin at 0 is answered densely: a search begins at the first key.
+    /// Their positions in the cache. A range that does not begin at 0 is answered densely. In a layer with a window the caller leaves out what lies
+    /// before the window of the queries, and what was evicted is refused.
     pub positions: Range<usize>,
     /// Whether the first of them are the first of the sequence, so that the sinks are always attended to.
     pub holds_sinks: bool,
@@ -156,7 +157,7 @@ impl HostAttention {
     ) -> Result<Call, AttentionError> {
         let cache = cache.layer(layer)?;
         let Range { start, end } = keys.positions;
-        if start > end || end > cache.len() {
+        if start > end || end > cache.len() || start < cache.evicted() && start < end {
             return Err(AttentionError::Positions {
                 start,
                 end,
@@ -243,7 +244,11 @@ impl HostAttention {
         let mut plan = if keys.positions.start > 0 {
             HeadPlan::Dense
         } else {
-            planner::choose(&self.config, &self.rule, self.step(call, visible, head))
+            planner::choose(
+                &self.config,
+                &self.rule,
+                self.step(call, keys.positions.clone(), head),
+            )
         };
         let mut sparse = self.sparse_step(call, team);
         let premises = sparse.premises(head, call.dim);
@@ -256,7 +261,7 @@ impl HostAttention {
                 sparse.recent_window = 0;
             }
             scratch.search.swap_history(head.search_history_mut());
-            let attended = sparse.attend(head, queries, visible, scratch, out);
+            let attended = sparse.attend(head, queries, 0..visible, scratch, out);
             scratch.search.swap_history(head.search_history_mut());
             attended?;
             let answers = scratch.answers.iter();

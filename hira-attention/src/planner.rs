@@ -28,6 +28,8 @@ const PROBE_EVERY: usize = 64;
 pub(crate) struct Step {
     /// Visible keys.
     pub(crate) visible: usize,
+    /// The position after the last of them, which says when what did not pay is tried again.
+    pub(crate) position: usize,
     /// Query heads of the group.
     pub(crate) group: usize,
     /// Key dimension.
@@ -66,7 +68,7 @@ pub(crate) fn choose(config: &HiraAttentionConfig, rule: &ThresholdRule, step: S
     {
         return HeadPlan::Dense;
     }
-    if step.history.is_some() && step.visible.is_multiple_of(PROBE_EVERY) {
+    if step.history.is_some() && step.position.is_multiple_of(PROBE_EVERY) {
         return HeadPlan::Sparse;
     }
     if let Some(history) = step.history
@@ -122,9 +124,9 @@ const TILE_MARGIN: f64 = 1.1;
 /// A flat head's tiles are searched again at every position that this divides.
 const TILE_PROBE_EVERY: usize = 4096;
 
-/// Whether a tile that searches this many keys is sparse although its head was flat.
-pub(crate) fn is_probed(searched: usize) -> bool {
-    searched.is_multiple_of(TILE_PROBE_EVERY)
+/// Whether a tile that begins at this position is sparse although its head was flat.
+pub(crate) fn is_probed(position: usize) -> bool {
+    position.is_multiple_of(TILE_PROBE_EVERY)
 }
 
 /// Chooses the plan of one tile of a prefill, whose queries search `step.visible` keys: as [`choose`], with the costs of a prefill, in which
@@ -150,7 +152,7 @@ pub(crate) fn choose_tile(
     {
         return HeadPlan::Dense;
     }
-    let probe = is_probed(step.visible);
+    let probe = is_probed(step.position);
     // a threshold that was never tried, or not for long
     if count.is_none() && (probe || step.history.is_none()) {
         return HeadPlan::Sparse;
@@ -199,6 +201,7 @@ mod tests {
     fn step(visible: usize, survivor_fraction: Option<f64>) -> Step {
         Step {
             visible,
+            position: visible,
             group: 3,
             dim: 64,
             value_dim: 64,
@@ -249,7 +252,7 @@ mod tests {
             ..history
         });
         assert_eq!(plan(top, flat), HeadPlan::Dense);
-        flat.visible = 8192;
+        (flat.visible, flat.position) = (8192, 8192);
         assert_eq!(plan(top, flat), HeadPlan::Sparse);
         assert_eq!(plan(fixed, step(512, None)), HeadPlan::Dense);
     }
@@ -295,13 +298,13 @@ mod tests {
             dropped_mass: 0.8,
         });
         assert_eq!(plan(rule, flat), HeadPlan::Dense);
-        flat.visible = 8192;
+        (flat.visible, flat.position) = (8192, 8192);
         assert_eq!(plan(rule, flat), HeadPlan::Sparse);
         let anything = HiraAttentionConfig {
             max_dropped_mass: 1.0,
             ..HiraAttentionConfig::new()
         };
-        flat.visible = 8191;
+        (flat.visible, flat.position) = (8191, 8191);
         assert_eq!(choose(&anything, &rule, flat), HeadPlan::Sparse);
     }
 

@@ -1,5 +1,8 @@
 //! Sparse causal prefill: tiles of consecutive tokens that share one search.
 //!
+//! In a layer with a window the keys `F..searched` are searched, which every query of the tile sees; the up to fifteen before `F` that a query sees
+//! besides are attended to.
+//!
 //! The tile of position `p` begins at `searched = p - p % 16`. All queries of a tile (16 tokens of each query head of a group) search the keys
 //! `0..searched` at once, so a block of the sketch is read while it lies in the nearest cache; then each attends to what its search selected, to the sinks, and
 //! to every key from `min(searched, p + 1 - window)` up to its own. Keys beyond `searched` are all attended to: they add mass to what is
@@ -10,7 +13,7 @@
 use std::{ops::Range, sync::OnceLock, time::Instant};
 
 use hira_cache::{HeadCache, SparseHistory};
-use hira_kernels::dense::{QueryBlock, RowStrides};
+use hira_kernels::dense::{KeyWindow, QueryBlock, RowStrides};
 use hira_search::{SearchError, SearchHistory};
 use hira_threshold::ThresholdRule;
 use rayon::prelude::*;
@@ -47,6 +50,8 @@ pub(crate) struct TilePrefill<'a> {
     pub(crate) tokens: usize,
     /// Keys stored before the call.
     pub(crate) before: usize,
+    /// Keys that a query sees at most.
+    pub(crate) window: usize,
 }
 
 /// Some consecutive tokens of one KV head: where its answers go.
@@ -213,7 +218,7 @@ impl TilePrefill<'_> {
         while token < task.tokens.end {
             let tile = token..self.tile_end(token);
             token = tile.end;
-            let waits = missed && !planner::is_probed(self.searched(tile.start));
+            let waits = missed && !planner::is_probed(self.tile_start(tile.start));
             if waits || self.plan(&rule, tile.start, head, history) == HeadPlan::Dense {
                 dense.end = tile.end;
                 if dense.len() >= QUERY_BLOCK {
@@ -245,7 +250,7 @@ impl TilePrefill<'_> {
                 }
             }
             scratch.search.forget_keys();
-            let now = sparse::history(&scratch.answers, self.before + tile.end);
+            let now = sparse::history(&scratch.answers, self.seen(tile.end - 1).len());
             history = Some(planner::updated(history, now));
             done.history = history;
             if missed {
@@ -266,7 +271,8 @@ impl TilePrefill<'_> {
         history: Option<SparseHistory>,
     ) -> HeadPlan {
         let step = Step {
-            visible: self.searched(token),
+            visible: self.searched(token).len(),
+            position: self.tile_start(token),
             group: self.group,
             dim: self.dense.dim,
             value_dim: self.dense.value_dim,
@@ -276,10 +282,24 @@ impl TilePrefill<'_> {
         planner::choose_tile(self.config, rule, step)
     }
 
-    /// Keys before the tile of `token`.
-    fn searched(&self, token: usize) -> usize {
+    /// The position at which the tile of `token` begins.
+    fn tile_start(&self, token: usize) -> usize {
         let position = self.before + token;
         position - position % TILE_TOKENS
+    }
+
+    /// Keys before the tile of `token` that every position of the tile sees.
+    fn searched(&self, token: usize) -> Range<usize> {
+        let end = self.tile_start(token);
+        // What the last position of the tile sees, whether it is one of this call or not.
+        let first = (end + TILE_TOKENS).saturating_sub(self.window);
+        first.min(end)..end
+    }
+
+    /// What the query of a token sees.
+    fn seen(&self, token: usize) -> Range<usize> {
+        let visible = self.before + token + 1;
+        visible.saturating_sub(self.window)..visible
     }
 
     /// The tokens `tile`, which end with their tile, by one search; false, and nothing written, if the answers do not keep what was promised.
@@ -302,7 +322,6 @@ impl TilePrefill<'_> {
             queries.extend_from_slice(&q[tile.start * dim..tile.end * dim]);
         }
         out.resize(queries.len() / dim * value_dim, 0.0);
-        let position = self.before + tile.start;
         let searched = self.searched(tile.start);
         let SparseStep {
             sink_tokens,
@@ -310,15 +329,16 @@ impl TilePrefill<'_> {
             ..
         } = self.sparse;
         let always = |row: usize| {
-            let visible = position + row % tile.len() + 1;
-            Always::beyond(searched, sink_tokens, recent_window, visible)
+            let visible = self.seen(tile.start + row % tile.len());
+            Always::beyond(searched.clone(), sink_tokens, recent_window, visible)
         };
         scratch.times = PhaseTimes::default();
         let sparse = SparseStep {
             rule,
             ..self.sparse
         };
-        let attended = sparse.attend_rows(head, &queries, searched, always, scratch, &mut out);
+        let attended =
+            sparse.attend_rows(head, &queries, searched.clone(), always, scratch, &mut out);
         let kept =
             attended.is_ok() && promise::is_kept(self.config, self.sparse.rule, &scratch.answers);
         done.reports[0].times.add(scratch.times);
@@ -333,7 +353,8 @@ impl TilePrefill<'_> {
                 out[first * value_dim..][..found.len()].copy_from_slice(found);
                 for (token, answer) in answers.iter().enumerate() {
                     let leads = is_first && token == 0;
-                    report.add_sparse(position + token + 1, answer, leads, row_bytes);
+                    let seen = self.seen(tile.start + token).len();
+                    report.add_sparse(seen, answer, leads, row_bytes);
                     certificates[first + token] = answer.certificate;
                 }
                 is_first = false;
@@ -360,8 +381,14 @@ impl TilePrefill<'_> {
             return;
         }
         let (dim, value_dim) = (self.dense.dim, self.dense.value_dim);
-        let copies = copies.get_or_init(|| range_copies(head, self.before + self.tokens));
+        let first_key = self.seen(0).start;
+        let stored = first_key..self.before + self.tokens;
+        let copies = copies.get_or_init(|| range_copies(head, stored));
         let visible = self.before + dense.end;
+        let window = KeyWindow {
+            base: first_key,
+            len: self.window,
+        };
         let block = QueryBlock {
             start: self.before + dense.start,
             len: dense.len(),
@@ -372,9 +399,10 @@ impl TilePrefill<'_> {
         let start = self.sparse.timed.then(Instant::now);
         let length = self.group * dense.len() * value_dim;
         scratch.out.resize(length, 0.0);
-        self.dense.kernel.dense_prefill_into(
+        self.dense.kernel.dense_window_prefill_into(
             &q[dense.start * dim..],
-            &runs_of(head, copies, visible),
+            &runs_of(head, copies, first_key..visible),
+            window,
             self.dense.shape(),
             block,
             &mut scratch.out,
@@ -391,14 +419,15 @@ impl TilePrefill<'_> {
                 .chunks_exact(dim)
                 .enumerate()
             {
-                let seen = self.before + dense.start + i + 1;
+                let seen = self.seen(dense.start + i).len();
                 let certificate = premises.dense(norm(q), seen);
                 report.add_dense(seen, certificate);
                 certificates[first + i] = certificate;
             }
         }
         let first = &mut done.reports[0];
-        first.bytes.add_dense(visible, RowBytes::of(head));
+        let read = visible - self.seen(dense.start).start;
+        first.bytes.add_dense(read, RowBytes::of(head));
         if let Some(start) = start {
             first.times.values += start.elapsed();
         }

@@ -8,51 +8,55 @@ use hira_search::Selection;
 
 use crate::scratch::QueryScratch;
 
-/// The always-attended ranges at a number of visible keys: `0..sinks_end` and `window_start..visible`, disjoint.
-#[derive(Debug, Clone, Copy)]
+/// The always-attended ranges of a query, disjoint: from the first key that it sees up to `front_end`, which holds the sinks among them, and from
+/// `window_start` on.
+#[derive(Debug, Clone)]
 pub(crate) struct Always {
-    searched: usize,
-    sinks_end: usize,
+    searched: Range<usize>,
+    front_end: usize,
     window_start: usize,
-    visible: usize,
+    visible: Range<usize>,
 }
 
 impl Always {
-    pub(crate) fn new(sink_tokens: usize, recent_window: usize, visible: usize) -> Self {
-        Self::beyond(visible, sink_tokens, recent_window, visible)
+    pub(crate) fn new(sink_tokens: usize, recent_window: usize, visible: Range<usize>) -> Self {
+        Self::beyond(visible.clone(), sink_tokens, recent_window, visible)
     }
 
-    /// For a query that sees `0..visible`, of which only `0..searched` were searched: the window then begins no later than `searched`.
-    /// Keys from `searched` on are in no tail, so nothing may be taken from one for them.
+    /// For a query that sees `visible`, of which only `searched` were searched: everything before and after those is attended to. Keys that were not
+    /// searched are in no tail, so nothing may be taken from one for them.
+    ///
+    /// Sinks are the first keys of the sequence: where a window hides them, there are none.
     pub(crate) fn beyond(
-        searched: usize,
+        searched: Range<usize>,
         sink_tokens: usize,
         recent_window: usize,
-        visible: usize,
+        visible: Range<usize>,
     ) -> Self {
-        let sinks_end = sink_tokens.min(visible);
-        let window_start = visible.saturating_sub(recent_window).min(searched);
+        let front_end = sink_tokens.min(visible.end).max(searched.start);
+        let front_end = front_end.max(visible.start);
+        let window_start = visible.end.saturating_sub(recent_window).min(searched.end);
         Self {
             searched,
-            sinks_end,
-            window_start: window_start.max(sinks_end),
+            front_end,
+            window_start: window_start.max(front_end),
             visible,
         }
     }
 
     /// Keys that are attended to whatever a search finds.
     pub(crate) fn len(&self) -> usize {
-        self.sinks_end + (self.visible - self.window_start)
+        (self.front_end - self.visible.start) + (self.visible.end - self.window_start)
     }
 
-    /// Keys that were searched: no tail knows of the others.
-    pub(crate) fn searched(&self) -> usize {
-        self.searched
+    /// Positions that were searched: no tail knows of the others.
+    pub(crate) fn searched(&self) -> Range<usize> {
+        self.searched.clone()
     }
 
-    /// Keys that the query sees.
-    pub(crate) fn visible(&self) -> usize {
-        self.visible
+    /// Positions that the query sees.
+    pub(crate) fn visible(&self) -> Range<usize> {
+        self.visible.clone()
     }
 
     /// Fills `scratch.rows` (ascending) and `scratch.scores` (canonical).
@@ -66,10 +70,11 @@ impl Always {
     ) {
         scratch.rows.clear();
         scratch.scores.clear();
-        score_range(kernel, head, query, 0..self.sinks_end, scratch);
+        let front = self.visible.start..self.front_end;
+        score_range(kernel, head, query, front, scratch);
         let middle = selection
             .positions
-            .partition_point(|&p| (p as usize) < self.sinks_end)
+            .partition_point(|&p| (p as usize) < self.front_end)
             ..selection
                 .positions
                 .partition_point(|&p| (p as usize) < self.window_start);
@@ -81,7 +86,7 @@ impl Always {
             kernel,
             head,
             query,
-            self.window_start..self.visible,
+            self.window_start..self.visible.end,
             scratch,
         );
     }
@@ -95,21 +100,22 @@ impl Always {
         scratch: &mut QueryScratch,
     ) -> f64 {
         let blocks = &selection.blocks;
-        scratch.compensation.begin(blocks.len());
-        let window = scratch.rows.len() - (self.visible - self.window_start);
+        scratch.compensation.begin(blocks.first, blocks.len());
+        let window = scratch.rows.len() - (self.visible.end - self.window_start);
+        let front = self.front_end - self.visible.start;
         let selected = &selection.positions;
-        let before = selected.partition_point(|&p| (p as usize) < self.sinks_end);
+        let before = selected.partition_point(|&p| (p as usize) < self.front_end);
         let after = selected.partition_point(|&p| (p as usize) < self.window_start);
         let mut sum = 0.0;
         for (rows, selected) in [
-            (0..self.sinks_end, &selected[..before]),
+            (0..front, &selected[..before]),
             (window..scratch.rows.len(), &selected[after..]),
         ] {
             let mut selected = selected.iter().peekable();
             for row in rows {
                 let position = scratch.rows[row];
-                if position as usize >= self.searched {
-                    break;
+                if !self.searched.contains(&(position as usize)) {
+                    continue;
                 }
                 if selected.next_if_eq(&&position).is_none() {
                     let weight = scratch.weights[row];

@@ -1,6 +1,6 @@
 //! The sparse plan: search, then attention over the selected keys, then what stands for the others.
 
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use hira_cache::{HeadCache, SparseHistory};
 use hira_kernels::{Kernel, Team};
@@ -49,7 +49,7 @@ pub(crate) struct SparseAnswer {
 }
 
 impl SparseStep<'_> {
-    /// Answers the `G` queries of one KV head, which see positions `0..visible`.
+    /// Answers the `G` queries of one KV head, which see the positions `seen`.
     ///
     /// # Shapes
     ///
@@ -58,21 +58,21 @@ impl SparseStep<'_> {
         &self,
         head: &HeadCache,
         queries: &[f32],
-        visible: usize,
+        seen: Range<usize>,
         scratch: &mut HeadScratch,
         out: &mut [f32],
     ) -> Result<(), SearchError> {
-        let always = Always::new(self.sink_tokens, self.recent_window, visible);
-        self.attend_rows(head, queries, visible, |_| always, scratch, out)
+        let always = Always::new(self.sink_tokens, self.recent_window, seen.clone());
+        self.attend_rows(head, queries, seen, |_| always.clone(), scratch, out)
     }
 
-    /// As [`attend`](Self::attend), for any queries that search `0..searched`; `always` says for each of them what it attends to whatever
+    /// As [`attend`](Self::attend), for any queries that search the positions `searched`; `always` says for each of them what it attends to whatever
     /// its search finds, and how many keys it sees.
     pub(crate) fn attend_rows(
         &self,
         head: &HeadCache,
         queries: &[f32],
-        searched: usize,
+        searched: Range<usize>,
         always: impl Fn(usize) -> Always + Sync,
         scratch: &mut HeadScratch,
         out: &mut [f32],
@@ -153,7 +153,7 @@ impl SparseStep<'_> {
         let premises = self.premises(head, query.len());
         let mut attended = Attended {
             query_norm: norm(query),
-            visible: always.visible(),
+            visible: always.visible().len(),
             rows,
             max_score,
             weight_sum,
@@ -171,7 +171,7 @@ impl SparseStep<'_> {
                 head,
                 tail: blocks,
                 scale: self.scale,
-                visible: always.searched(),
+                searched: always.searched(),
             };
             let rows = (&buffers.rows[..], &buffers.weights[..]);
             mass = buffers.compensation.add_to(step, rows, factors, out);

@@ -3,7 +3,7 @@
 use hira_index::{IndexConfig, SampleConfig};
 use hira_threshold::Threshold;
 
-use crate::{ConfigError, HiraAttentionConfig, ThresholdStrategy};
+use crate::{ConfigError, HiraAttentionConfig, ThresholdStrategy, WindowLayers};
 
 impl HiraAttentionConfig {
     /// Checks every value.
@@ -37,6 +37,12 @@ impl HiraAttentionConfig {
             1,
             "must be at least 1",
         )?;
+        if let Some(window) = self.sliding_window {
+            at_least("sliding_window", window, 1, "must be at least 1")?;
+        }
+        if let WindowLayers::ExceptEvery(every) = self.window_layers {
+            at_least("window_layers.except_every", every, 1, "must be at least 1")?;
+        }
         if let Some(limit) = self.max_candidates {
             at_least("max_candidates", limit, 1, "must be at least 1")?;
         }

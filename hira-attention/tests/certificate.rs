@@ -150,7 +150,7 @@ impl Session {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len);
+        self.cache.truncate(len).expect("nothing is evicted");
         for (keys, values) in self.keys.iter_mut().zip(&mut self.values) {
             keys.truncate(len * DIM);
             values.truncate(len * VALUE_DIM);

@@ -189,7 +189,14 @@ impl Session {
                 let tokens = conversation.ask(&self.tokenizer, line.trim())?.to_vec();
                 // At least the last token is computed again: its logits are needed.
                 let kept = common_prefix(&cached, &tokens).min(tokens.len().saturating_sub(1));
-                cache.truncate(kept);
+                // Layers with a window may have forgotten too much to go back: then all of it is.
+                let kept = match cache.truncate(kept) {
+                    Ok(()) => kept,
+                    Err(_) => {
+                        cache.reset();
+                        0
+                    }
+                };
                 let (generation, _) = self.stream(model, &mut cache, &tokens[kept..], &tokens)?;
                 conversation.reply(&self.tokenizer, &generation.tokens)?;
                 cached = [tokens, generation.tokens].concat();

@@ -102,13 +102,13 @@ pub fn compare<B: HiraBackend>(
     let mut empty_seconds = empty_steps(model, first)?;
     let dense = answer(model, &mut cache, Event::Dense)?;
     empty_seconds.extend(empty_steps(model, first)?);
-    cache.truncate(config.prompt.len());
+    cache.truncate(config.prompt.len())?;
     model.set_attention(AttentionChoice::Hira(Box::new(config.hira.clone())))?;
     let hira = answer(model, &mut cache, Event::Hira)?;
     empty_seconds.extend(empty_steps(model, first)?);
     let info = cache.info();
 
-    cache.truncate(config.prompt.len());
+    cache.truncate(config.prompt.len())?;
     let divergence = diverge(
         model,
         &mut cache,

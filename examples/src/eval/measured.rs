@@ -303,7 +303,7 @@ impl<B: HiraBackend> AttentionProcessor<B> for Measured<B> {
                 Ok(answer) => answers.push(answer),
                 Err(error) => {
                     // a call is stored whole or not at all
-                    cache.layer_mut(layer)?.truncate(before);
+                    cache.layer_mut(layer)?.truncate(before)?;
                     return Err(error);
                 }
             }

@@ -17,7 +17,7 @@ const TAIL: usize = 128;
 /// whole tensor there and `cat` too, so the newest tokens are a tensor of their own.
 ///
 /// Prompts run through dense Hira attention, which stores them in the cache, and are kept here too. Decode steps of one token
-/// leave the cache alone. Clones share their keys and values.
+/// leave the cache alone, but for the sliding window of the layer, which is the cache's. Clones share their keys and values.
 #[derive(Debug, Clone)]
 pub struct BurnAttention<B: HiraBackend> {
     prompts: HiraAttention<B>,
@@ -77,7 +77,9 @@ impl<B: HiraBackend> AttentionProcessor<B> for BurnAttention<B> {
             return Ok(answer);
         }
         blocks.push([k, v]);
-        Ok((blocks.attend(q), AttentionReport::new(layer, blocks.len())))
+        let window = cache.layer(layer)?.window().unwrap_or(usize::MAX);
+        let out = blocks.seen(window).attend(q);
+        Ok((out, AttentionReport::new(layer, blocks.len())))
     }
 }
 
@@ -120,6 +122,28 @@ impl<B: HiraBackend> Blocks<B> {
                 .clone()
                 .slice([0..1, 0..heads, 0..len.min(stored), 0..dim]);
         }
+    }
+
+    /// The newest `window` tokens.
+    fn seen(&self, window: usize) -> Self {
+        let mut hidden = self.len().saturating_sub(window);
+        let mut seen = Vec::with_capacity(self.0.len());
+        for block in &self.0 {
+            let len = block[0].dims()[2];
+            if hidden >= len {
+                hidden -= len;
+                continue;
+            }
+            let from = std::mem::take(&mut hidden);
+            seen.push(block.clone().map(|tensor| {
+                let [_, heads, len, dim] = tensor.dims();
+                match from {
+                    0 => tensor,
+                    _ => tensor.slice([0..1, 0..heads, from..len, 0..dim]),
+                }
+            }));
+        }
+        Self(seen)
     }
 
     /// `[1, Hq, 1, D]` to `[1, Hq, 1, D]`.

@@ -1,5 +1,7 @@
-use hira_attention::{AttentionReport, Metrics};
+use hira_attention::{AttentionError, AttentionReport, Metrics};
 use hira_cache::{CacheInfo, HiraCache};
+
+use super::LlamaError;
 
 /// The keys and values of one sequence, and what its attention reported.
 ///
@@ -51,9 +53,14 @@ impl LlamaCache {
     }
 
     /// Forgets the tokens from `len` on; the metrics stay.
-    pub fn truncate(&mut self, len: usize) {
-        self.store.truncate(len);
+    ///
+    /// # Errors
+    ///
+    /// [`LlamaError::Attention`] if a layer with a window has forgotten keys that would be seen again; nothing is then changed.
+    pub fn truncate(&mut self, len: usize) -> Result<(), LlamaError> {
+        self.store.truncate(len).map_err(AttentionError::from)?;
         self.len = self.len.min(len);
+        Ok(())
     }
 
     /// Density and dropped-mass bounds of every query since the cache was made or its metrics were reset.
@@ -95,8 +102,12 @@ impl LlamaCache {
         }
     }
 
+    /// Goes back, or to nothing where layers with a window have forgotten what there was.
     pub(super) fn rewind(&mut self, mark: Mark) {
-        self.truncate(mark.len);
+        if self.truncate(mark.len).is_err() {
+            self.store.reset();
+            self.len = 0;
+        }
         self.metrics = mark.metrics;
     }
 }

@@ -1,7 +1,9 @@
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Tensor, backend::Backend};
-use hira_attention::{AttentionProcessor, CacheShape, HiraAttention, HiraAttentionConfig};
+use hira_attention::{
+    AttentionProcessor, CacheShape, HiraAttention, HiraAttentionConfig, WindowLayers,
+};
 use hira_index::burn::{HiraBackend, with_host};
 
 use super::layer::{DecoderLayer, DecoderLayerConfig};
@@ -237,7 +239,7 @@ impl<B: HiraBackend> Llama<B> {
     /// An empty cache for up to `max_len` tokens, indexed as the attention that was chosen last asks for.
     ///
     /// Under [`AttentionChoice::Dense`] keys get the default index, so that the model can be patched while the cache is in
-    /// use; a store without any is that of `AttentionChoice::Hira(Box::new(HiraAttentionConfig::dense()))`.
+    /// use; a store without any is that of `AttentionChoice::Hira(Box::new(HiraAttentionConfig::dense()))`. A model's sliding window is the cache's.
     ///
     /// # Errors
     ///
@@ -251,7 +253,11 @@ impl<B: HiraBackend> Llama<B> {
             });
         }
         let config = &self.config;
-        let store = self.choice.cache_config().init_cache(CacheShape {
+        let mut cache_config = self.choice.cache_config();
+        if let Some(window) = config.sliding_window {
+            cache_config = cache_config.with_sliding_window(window, WindowLayers::All);
+        }
+        let store = cache_config.init_cache(CacheShape {
             layers: config.num_hidden_layers,
             sequences: 1,
             kv_heads: config.num_key_value_heads,
@@ -268,7 +274,7 @@ impl<B: HiraBackend> Llama<B> {
     /// # Errors
     ///
     /// [`LlamaError`] for no tokens, a token outside the vocabulary, more tokens than the cache has room for, or a cache of
-    /// another model; the cache is then as it was.
+    /// another model; the cache is then as it was, or empty where layers with a window have forgotten what it was.
     pub fn forward(
         &self,
         cache: &mut LlamaCache,

@@ -11,7 +11,7 @@ use super::{RopeScaling, WeightError};
 pub enum Architecture {
     /// Llama and everything that shares its tensors (SmolLM2, TinyLlama).
     Llama,
-    /// Mistral without a sliding window: Llama under another name.
+    /// Mistral: Llama under another name, with a sliding window in its first versions.
     Mistral,
     /// Qwen2: Llama with a bias on the query, key and value projections.
     Qwen2,
@@ -58,6 +58,9 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// True if the query, key and value projections have a bias.
     pub attention_bias: bool,
+    /// How many of the last keys a query of every layer sees, its own included; `None` if it sees all.
+    #[serde(default)]
+    pub sliding_window: Option<usize>,
     /// Number of tokens.
     pub vocab_size: usize,
     /// The token that starts a text.
@@ -93,6 +96,9 @@ impl ModelConfig {
             if u32::try_from(value).is_err() {
                 return refuse(key, value.to_string(), "it must be below 2^32");
             }
+        }
+        if self.sliding_window == Some(0) {
+            return refuse("sliding_window", "0".to_owned(), "it must be at least 1");
         }
         if !self
             .num_attention_heads
@@ -140,7 +146,7 @@ impl ModelConfig {
     /// #     architecture: Architecture::Llama, hidden_size: 576, intermediate_size: 1536, num_hidden_layers: 30,
     /// #     num_attention_heads: 9, num_key_value_heads: 3, head_dim: 64, rms_norm_eps: 1e-5, rope_theta: 1e5,
     /// #     rope_scaling: RopeScaling::None, max_position_embeddings: 8192, tie_word_embeddings: true,
-    /// #     attention_bias: false, vocab_size: 49152, bos_token_id: None, eos_token_ids: vec![],
+    /// #     attention_bias: false, sliding_window: None, vocab_size: 49152, bos_token_id: None, eos_token_ids: vec![],
     /// # };
     /// let key = config.tensors().find(|(name, _)| name == "model.layers.0.self_attn.k_proj.weight");
     /// assert_eq!(key.map(|(_, shape)| shape), Some(vec![192, 576]));

@@ -137,6 +137,11 @@ impl HfConfig {
             attention_bias: self
                 .attention_bias
                 .unwrap_or(architecture == Architecture::Qwen2),
+            // Qwen2 files carry a window that is off; Mistral's is on when it is there.
+            sliding_window: match architecture {
+                Architecture::Mistral => self.sliding_window,
+                Architecture::Llama | Architecture::Qwen2 => None,
+            },
             vocab_size: self.vocab_size.ok_or_else(|| missing("vocab_size"))?,
             bos_token_id: self
                 .bos_token_id
@@ -163,10 +168,11 @@ impl HfConfig {
                 "only silu is supported",
             );
         }
-        // Qwen2 files carry a window that is off unless `use_sliding_window` turns it on; Mistral's is on when it is there.
+        // Qwen2 would have it in its upper layers only, and Llama has none.
         let window_is_on = match architecture {
             Architecture::Qwen2 => self.use_sliding_window.unwrap_or(false),
-            Architecture::Llama | Architecture::Mistral => self.sliding_window.is_some(),
+            Architecture::Llama => self.sliding_window.is_some(),
+            Architecture::Mistral => false,
         };
         if window_is_on {
             let window = self
@@ -175,7 +181,7 @@ impl HfConfig {
             return refuse(
                 "sliding_window",
                 window,
-                "sliding windows are not supported",
+                "a sliding window is supported in Mistral models only",
             );
         }
         Ok(())

@@ -261,22 +261,22 @@ fn families_differ_in_biases_and_windows() {
         let folder = folder(&config_with(changes), tensors);
         HfModel::open(folder.path()).map(|model| model.config().clone())
     };
-    assert!(
-        open(
-            json!({ "model_type": "mistral", "sliding_window": null }),
-            &tensors()
-        )
-        .is_ok()
-    );
-    let window = open(
-        json!({ "model_type": "mistral", "sliding_window": 4096 }),
-        &tensors(),
-    )
-    .unwrap_err();
-    assert!(
-        matches!(window, WeightError::Config { .. }) && window.to_string().contains("4096"),
-        "{window}"
-    );
+    for window in [None, Some(4096)] {
+        let mistral = json!({ "model_type": "mistral", "sliding_window": window });
+        assert_eq!(open(mistral, &tensors()).unwrap().sliding_window, window);
+    }
+    for refused in [
+        json!({ "model_type": "llama", "sliding_window": 4096 }),
+        json!({ "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": true }),
+        json!({ "model_type": "mistral", "sliding_window": 0 }),
+    ] {
+        let error = open(refused, &tensors()).unwrap_err();
+        assert!(
+            matches!(error, WeightError::Config { .. })
+                && error.to_string().contains("sliding_window"),
+            "{error}"
+        );
+    }
     let mut with_bias = tensors();
     for (name, width) in [("q", 8), ("k", 4), ("v", 4)] {
         with_bias.insert(
@@ -285,7 +285,8 @@ fn families_differ_in_biases_and_windows() {
         );
     }
     let qwen = json!({ "model_type": "qwen2", "sliding_window": 32, "use_sliding_window": false });
-    assert!(open(qwen, &with_bias).unwrap().attention_bias);
+    let qwen = open(qwen, &with_bias).unwrap();
+    assert!(qwen.attention_bias && qwen.sliding_window.is_none());
     let error = open(json!({}), &with_bias).unwrap_err();
     assert!(
         matches!(error, WeightError::UnknownTensor { .. }) && error.to_string().contains("bias"),

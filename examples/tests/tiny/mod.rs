@@ -30,6 +30,7 @@ impl Tiny {
             max_position_embeddings: 640,
             tie_word_embeddings: true,
             attention_bias: false,
+            sliding_window: None,
             vocab_size: 61,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
@@ -95,13 +96,15 @@ impl Tiny {
             for head in 0..c.num_attention_heads {
                 let columns = head / group * dim..(head / group + 1) * dim;
                 let query = &queries[position][head * dim..(head + 1) * dim];
-                let weights: Vec<f64> = keys[..=position]
+                let window = c.sliding_window.unwrap_or(usize::MAX);
+                let first = (position + 1).saturating_sub(window);
+                let weights: Vec<f64> = keys[first..=position]
                     .iter()
                     .map(|key| (dot(query, &key[columns.clone()]) / (dim as f64).sqrt()).exp())
                     .collect();
                 let total: f64 = weights.iter().sum();
                 mixed.extend(columns.map(|column| {
-                    let seen = weights.iter().zip(&values);
+                    let seen = weights.iter().zip(&values[first..]);
                     seen.map(|(w, value)| w * value[column]).sum::<f64>() / total
                 }));
             }

@@ -228,7 +228,7 @@ fn answer<B: HiraBackend>(
         logits.push(model.forward(cache, &[*id], &mut |_, _| {})?);
     }
     let density = cache.metrics().density();
-    cache.truncate(context);
+    cache.truncate(context)?;
     Ok(Answer { logits, density })
 }
 

@@ -278,6 +278,7 @@ fn read_config(file: &GgufFile) -> Result<ModelConfig, WeightError> {
         rope_scaling: scaling,
         tie_word_embeddings: !tensors.contains_key("output.weight"),
         attention_bias: tensors.contains_key("blk.0.attn_q.bias"),
+        sliding_window: None,
         vocab_size: embedding.shape[0],
         bos_token_id: token_id(file, "tokenizer.ggml.bos_token_id")?,
         eos_token_ids: end_tokens(file)?,
