@@ -384,7 +384,7 @@ fn run_case(rng: &mut StdRng, counts: &mut Counts) -> Result<(), String> {
         *counts.by_kind.entry(kind).or_default() += (kv_heads * group) as u64;
         if rng.random_range(0..20) == 0 {
             now -= rng.random_range(0..now.min(30));
-            cache.truncate(now)?;
+            cache.truncate(now).map_err(|error| error.to_string())?;
             stored.truncate(now);
         }
     }

@@ -21,8 +21,8 @@ use crate::{
 /// Which of the stored keys a partial attention is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartKeys {
-    /// Their positions in the cache. A range that does not begin at 0 is answered densely. In a layer with a window the caller leaves out what lies
-    /// before the window of the queries, and what was evicted is refused.
+    /// Their positions in the cache. In a layer with a window the caller leaves out what lies before the window of the queries, and what was
+    /// evicted is refused.
     pub positions: Range<usize>,
     /// Whether the first of them are the first of the sequence, so that the sinks are always attended to.
     pub holds_sinks: bool,
@@ -241,27 +241,22 @@ impl HostAttention {
         out: &mut [f32],
     ) -> Result<HeadPlan, SearchError> {
         let visible = keys.positions.len();
-        let mut plan = if keys.positions.start > 0 {
-            HeadPlan::Dense
-        } else {
-            planner::choose(
-                &self.config,
-                &self.rule,
-                self.step(call, keys.positions.clone(), head),
-            )
-        };
+        let step = self.step(call, keys.positions.clone(), head);
+        let mut plan = planner::choose(&self.config, &self.rule, step);
         let mut sparse = self.sparse_step(call, team);
         let premises = sparse.premises(head, call.dim);
         scratch.sums.clear();
         if plan == HeadPlan::Sparse {
-            if !keys.holds_sinks {
+            if keys.holds_sinks {
+                sparse.sink_tokens = sparse.sink_tokens.saturating_add(keys.positions.start);
+            } else {
                 sparse.sink_tokens = 0;
             }
             if !keys.holds_window {
                 sparse.recent_window = 0;
             }
             scratch.search.swap_history(head.search_history_mut());
-            let attended = sparse.attend(head, queries, 0..visible, scratch, out);
+            let attended = sparse.attend(head, queries, keys.positions.clone(), scratch, out);
             scratch.search.swap_history(head.search_history_mut());
             attended?;
             let answers = scratch.answers.iter();

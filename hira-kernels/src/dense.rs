@@ -481,9 +481,10 @@ impl Kernel {
             block.out.extent(len, heads, shape.value_dim) <= out.len(),
             "every output row lies inside"
         );
+        let keys = (runs, window);
         with_simd!(
             self,
-            prefill(queries: &[f32], runs: &[KeyRun<'_>], window: KeyWindow, shape: DenseShape, block: QueryBlock, out: &mut [f32], scratch: &mut DenseScratch)
+            prefill(queries: &[f32], keys: (&[KeyRun<'_>], KeyWindow), shape: DenseShape, block: QueryBlock, out: &mut [f32], scratch: &mut DenseScratch)
         );
     }
 }

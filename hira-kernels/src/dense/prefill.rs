@@ -62,8 +62,7 @@ struct Rows<'a, S> {
 pub(super) fn prefill<S: Simd>(
     simd: S,
     queries: &[f32],
-    runs: &[KeyRun<'_>],
-    window: KeyWindow,
+    (runs, window): (&[KeyRun<'_>], KeyWindow),
     shape: DenseShape,
     block: QueryBlock,
     out: &mut [f32],

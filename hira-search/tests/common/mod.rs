@@ -182,7 +182,7 @@ pub(crate) fn check_blocks(
     blocks.lowest_into(Kernel::best(), scale, &mut lowest, &mut middle);
     let mut selected = selection.positions.iter().peekable();
     let (mut whole, mut bound) = (0.0, blocks.unblocked);
-    for block in 0..count {
+    for (block, &lowest) in lowest.iter().enumerate() {
         let mut sum = 0.0;
         let mut keys = 0;
         let start = ((from + block) * block_keys).max(first);
@@ -200,8 +200,8 @@ pub(crate) fn check_blocks(
         if highest < sum * (1.0 - 1e-12) && !unblocked {
             return Err(format!("block {block} weighs {sum}, not {highest}"));
         }
-        if f64::from(lowest[block]) > sum * (1.0 + 1e-12) {
-            return Err(format!("block {block} weighs {sum}, not {}", lowest[block]));
+        if f64::from(lowest) > sum * (1.0 + 1e-12) {
+            return Err(format!("block {block} weighs {sum}, not {lowest}"));
         }
         if highest > f64::from(keys) * 1.002 + 1e-30 {
             return Err(format!("block {block}: {highest} for {keys} keys"));
