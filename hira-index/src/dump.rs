@@ -136,10 +136,11 @@ impl fmt::Display for HierarchicalIndex {
 }
 
 fn state(segment: &Segment) -> &'static str {
-    match (segment.is_sealed(), segment.is_building()) {
-        (false, _) => "open",
-        (true, false) => "sealed",
-        (true, true) => "being built",
+    match segment.is_sealed() {
+        false => "open",
+        true if segment.is_building() => "being built",
+        true if segment.is_frozen() => "frozen",
+        true => "sealed",
     }
 }
 

@@ -7,9 +7,10 @@ use hira_kernels::{Kernel, StoredSlice};
 
 use crate::level::Level;
 use crate::reservoir::{Reservoir, sample_parts};
+use crate::segment::keys_of;
 use crate::update::{Pending, Tail, Task};
 use crate::widen::Widener;
-use crate::{Builder, IndexConfig, IndexError, IndexMemory, Segment, rows};
+use crate::{Builder, Counted, IndexConfig, IndexError, IndexMemory, Segment, rows};
 
 /// Most keys of an index: positions are 32 bits wide.
 const MAX_LEN: usize = u32::MAX as usize;
@@ -18,7 +19,7 @@ const MAX_LEN: usize = u32::MAX as usize;
 ///
 /// Keys are appended at the end and can be searched at once; only the end can be taken back, and what lies in front can be
 /// [evicted](Self::evict) by whole segments, which leaves every other key at its position. A clone shares the memory
-/// of every sealed segment, and copies the open one only when either side appends to it: a fork costs O(segments).
+/// of every sealed segment, and copies the open one only when either side appends to it; [`fork`](Self::fork) shares that, too.
 ///
 /// # Examples
 ///
@@ -186,6 +187,78 @@ impl HierarchicalIndex {
         }
     }
 
+    /// A second index of the same keys that shares the memory of all of them, those of the open segment included.
+    ///
+    /// A clone shares the open segment, too, but each side copies it when it appends. A fork freezes it first: it takes no more keys, and both
+    /// sides go on with a new one, so that many forks of a long prompt cost what they append and little else. Frozen segments are
+    /// searched by their sketch and built together with the keys that follow, when those fill a segment; several of them are merged as they
+    /// come, so that the keys of a segment lie in O(log) of them however often an index is forked. No answer depends on it.
+    ///
+    /// # Complexity
+    ///
+    /// O(segments), and O(dim) amortised for each key that was appended since the last fork, times the logarithm of `segment_len`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_index::{HierarchicalIndex, IndexConfig};
+    ///
+    /// let mut prompt = HierarchicalIndex::new(IndexConfig::new(2).with_segment_len(64))?;
+    /// prompt.append(&[0.5; 2 * 50])?;
+    /// let mut answer = prompt.fork();
+    /// answer.append(&[1.0, 2.0])?;
+    /// assert_eq!((prompt.len(), answer.len()), (50, 51));
+    /// let shared = |index: &HierarchicalIndex| index.segment(0).map(std::ptr::from_ref);
+    /// assert_eq!(shared(&prompt), shared(&answer));
+    /// # Ok::<(), hira_index::IndexError>(())
+    /// ```
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        self.freeze();
+        self.clone()
+    }
+
+    /// Closes the open segment as it is, together with frozen ones that are not much longer.
+    fn freeze(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        self.reservoir.freeze();
+        let mut first = self.sealed.len();
+        let mut len = self.open.len();
+        while let Some(before) = first.checked_sub(1).and_then(|i| self.sealed.get(i))
+            && before.is_frozen()
+            && before.len() < 2 * len
+        {
+            len += before.len();
+            first -= 1;
+        }
+        let end = self.len();
+        let frozen = if first == self.sealed.len() {
+            let next = self.new_open(end);
+            let mut open = std::mem::replace(&mut self.open, next);
+            let segment = Arc::make_mut(&mut open);
+            segment.complete_sketch(self.kernel, &self.config, &mut self.widener);
+            self.widener.shrink(self.config.dim);
+            segment.freeze();
+            open
+        } else {
+            let parts = self.sealed[first..].iter().chain([&self.open]);
+            let keys = keys_of(parts.map(|segment| &**segment));
+            let start = end - len;
+            let merged = Segment::frozen_of(self.kernel, &self.config, start, keys);
+            Arc::new(merged)
+        };
+        self.sealed.truncate(first);
+        self.sealed.push(frozen);
+        self.centre_open(end);
+    }
+
+    fn new_open(&self, start: usize) -> Arc<Segment> {
+        let centre = self.open.centre().to_vec();
+        Arc::new(Segment::open(start, &self.config, centre))
+    }
+
     /// Waits for everything that is being built in the background, and takes it over.
     ///
     /// Searches find the same before and after; this is for whoever wants to measure or save what was built.
@@ -226,7 +299,7 @@ impl HierarchicalIndex {
         let inputs = self.sealed.split_off(first);
         let built = self.task(inputs).run();
         self.sealed.extend(built);
-        self.centre_open();
+        self.centre_open(self.open.start());
     }
 
     /// Has the open segment built, with those that belong to it, on another thread. If one of these is being built already, the open keys
@@ -256,16 +329,16 @@ impl HierarchicalIndex {
     fn close_open(&mut self) {
         let end = self.len();
         Arc::make_mut(&mut self.open).close();
-        let next = Segment::open(end, &self.config, self.open.centre().to_vec());
-        let closed = std::mem::replace(&mut self.open, Arc::new(next));
+        let next = self.new_open(end);
+        let closed = std::mem::replace(&mut self.open, next);
         self.sealed.push(closed);
     }
 
     /// The next segment is quantised about the mean of the one before, until it has a batch of its own.
-    fn centre_open(&mut self) {
+    fn centre_open(&mut self, start: usize) {
         if let Some(last) = self.sealed.last() {
             let centre = last.centre().to_vec();
-            self.open = Arc::new(Segment::open(self.open.start(), &self.config, centre));
+            self.open = Arc::new(Segment::open(start, &self.config, centre));
         }
     }
 
@@ -416,13 +489,19 @@ impl HierarchicalIndex {
 
     /// Bytes allocated for keys, sketch, levels and sample.
     pub fn memory_usage(&self) -> IndexMemory {
+        self.memory_usage_once(&mut Counted::default())
+    }
+
+    /// As [`memory_usage`](Self::memory_usage), without what `counted` has seen: over several indexes, what they share counts once.
+    pub fn memory_usage_once(&self, counted: &mut Counted) -> IndexMemory {
         let mut memory = IndexMemory {
             levels: vec![0; self.config.num_levels.saturating_sub(1)],
             keys: self.widener.bytes(),
-            sample: self.reservoir.memory_usage(),
+            sample: self.reservoir.memory_usage(counted),
             ..IndexMemory::default()
         };
-        for segment in self.segments() {
+        let segments = self.segments().filter(|segment| counted.is_new(*segment));
+        for segment in segments {
             memory.keys += segment.key_bytes();
             memory.sketch += segment.sketch_bytes();
             memory.product += segment.product_bytes();

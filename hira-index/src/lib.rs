@@ -57,7 +57,7 @@ pub use dump::KeyPath;
 pub use error::IndexError;
 pub use index::HierarchicalIndex;
 pub use level::Level;
-pub use memory::IndexMemory;
+pub use memory::{Counted, IndexMemory};
 pub use product::{ProductCodes, ProductConfig, ProductQuantizationBuilder};
 pub use segment::Segment;
 pub use update::{

@@ -1,5 +1,6 @@
 //! How many bytes an index holds, and where.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// Bytes that an index has allocated, by part. Memory that is shared with a fork counts in each.
@@ -15,6 +16,19 @@ pub struct IndexMemory {
     pub levels: Vec<usize>,
     /// The sample of positions, and what undoes it.
     pub sample: usize,
+}
+
+/// Which pieces of memory were counted already, by their addresses: forks share segments, and a sum over several must not count them twice.
+#[derive(Debug, Clone, Default)]
+pub struct Counted {
+    seen: HashSet<usize>,
+}
+
+impl Counted {
+    /// Whether the piece was not seen before; from now on it was. It must outlive the count.
+    pub fn is_new<T>(&mut self, piece: &T) -> bool {
+        self.seen.insert(std::ptr::from_ref(piece).addr())
+    }
 }
 
 impl IndexMemory {

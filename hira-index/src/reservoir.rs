@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use hira_kernels::prefetch;
 
-use crate::SampleConfig;
 use crate::memory::bytes;
+use crate::{Counted, SampleConfig};
 
 /// A uniform sample of `size` positions out of however many are stored: Algorithm R, with a log that can be undone.
 ///
@@ -28,7 +28,7 @@ use crate::memory::bytes;
 /// # References
 ///
 /// J. S. Vitter, Random Sampling with a Reservoir, ACM TOMS 11 (1985), section 2 (Algorithm R, due to A. Waterman).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Reservoir {
     size: usize,
     seed: u64,
@@ -36,9 +36,13 @@ pub(crate) struct Reservoir {
     len: usize,
     /// The sampled positions. Shared by forks until one of them grows, as the log is.
     slots: Arc<Vec<u32>>,
-    /// Replacements, ascending by position.
+    /// Replacements, ascending by position: those that forks share, which no append touches, and later ones.
+    frozen: Arc<Vec<Replacement>>,
     log: Arc<Vec<Replacement>>,
 }
+
+/// Later replacements than this are worth a copy of all of them, so that a fork copies no more.
+const FROZEN_FROM: usize = 32;
 
 /// `position` took the place of `previous` in a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,7 @@ impl Reservoir {
             seed: config.seed,
             len: 0,
             slots: Arc::default(),
+            frozen: Arc::default(),
             log: Arc::default(),
         }
     }
@@ -96,11 +101,13 @@ impl Reservoir {
         if len >= self.len {
             return;
         }
-        let kept = self.log_before(len);
-        if kept < self.log.len() {
-            let slots = Arc::make_mut(&mut self.slots);
-            undo(slots, &self.log[kept..]);
-            Arc::make_mut(&mut self.log).truncate(kept);
+        for log in [&mut self.log, &mut self.frozen] {
+            let kept = before(log, len);
+            if kept < log.len() {
+                let slots = Arc::make_mut(&mut self.slots);
+                undo(slots, &log[kept..]);
+                Arc::make_mut(log).truncate(kept);
+            }
         }
         if len < self.slots.len() {
             Arc::make_mut(&mut self.slots).truncate(len);
@@ -112,19 +119,33 @@ impl Reservoir {
     pub(crate) fn positions_into(&self, len: usize, out: &mut Vec<u32>) {
         out.clear();
         out.extend_from_slice(&self.slots);
-        undo(out, &self.log[self.log_before(len)..]);
+        for log in [&self.log, &self.frozen] {
+            undo(out, &log[before(log, len)..]);
+        }
         out.truncate(len);
     }
 
-    /// Number of replacements by positions below `len`.
-    fn log_before(&self, len: usize) -> usize {
-        self.log
-            .partition_point(|replacement| (replacement.position as usize) < len)
+    /// Prepares for forks that go on separately: what they copy then is short.
+    pub(crate) fn freeze(&mut self) {
+        if self.log.len() >= FROZEN_FROM {
+            let all = [&self.frozen[..], &self.log[..]].concat();
+            self.frozen = Arc::new(all);
+            self.log = Arc::default();
+        }
     }
 
-    /// Bytes allocated.
-    pub(crate) fn memory_usage(&self) -> usize {
-        bytes(&self.slots) + bytes(&self.log)
+    /// Bytes allocated, without what was counted before.
+    pub(crate) fn memory_usage(&self, counted: &mut Counted) -> usize {
+        let mut total = 0;
+        if counted.is_new(&*self.slots) {
+            total += bytes(&self.slots);
+        }
+        for log in [&self.frozen, &self.log] {
+            if counted.is_new(&**log) {
+                total += bytes(log);
+            }
+        }
+        total
     }
 }
 
@@ -142,6 +163,20 @@ pub(crate) fn sample_parts(config: SampleConfig, range: Range<usize>, out: &mut 
         let (from, to) = (bound(part), bound(part + 1));
         (from + below(config.seed, from, to - from)) as u32
     }));
+}
+
+/// The same sample of as many positions, however its replacements are divided.
+impl PartialEq for Reservoir {
+    fn eq(&self, other: &Self) -> bool {
+        let log = |of: &Self| [&of.frozen[..], &of.log[..]].concat();
+        let shape = |of: &Self| (of.size, of.seed, of.len);
+        shape(self) == shape(other) && self.slots == other.slots && log(self) == log(other)
+    }
+}
+
+/// Number of replacements by positions below `len`.
+fn before(log: &[Replacement], len: usize) -> usize {
+    log.partition_point(|replacement| (replacement.position as usize) < len)
 }
 
 /// Takes the latest replacements back, the newest first.
@@ -203,9 +238,10 @@ mod tests {
                 let mut forks = Vec::new();
                 for _ in 0..60 {
                     let len = reservoir.len;
-                    match rng.random_range(0..4) {
+                    match rng.random_range(0..5) {
                         0 => reservoir.truncate(rng.random_range(0..=len + 3)),
                         1 => forks.push((reservoir.clone(), reservoir.len)),
+                        2 => reservoir.freeze(),
                         _ => reservoir.extend_to(len + rng.random_range(0..200)),
                     }
                     assert_eq!(reservoir, grown(size, seed, reservoir.len));
@@ -305,9 +341,12 @@ mod tests {
                 "{entries} of {expected}"
             );
             let most = 8.0 * size as f64 + 24.0 * entries;
-            assert!(reservoir.memory_usage() as f64 <= most);
+            assert!(reservoir.memory_usage(&mut Counted::default()) as f64 <= most);
         }
-        assert_eq!(grown(0, 0, 1_000_000).memory_usage(), 0);
+        assert_eq!(
+            grown(0, 0, 1_000_000).memory_usage(&mut Counted::default()),
+            0
+        );
     }
 
     #[test]

@@ -60,6 +60,8 @@ enum State {
     Open,
     /// It takes no keys, and is being built into another on a thread.
     Closed,
+    /// It takes no keys, so that forks can share it, and is built together with those that follow.
+    Frozen,
     /// It has what it will have.
     Sealed,
 }
@@ -139,6 +141,12 @@ impl Segment {
     /// Whether the segment is complete but its levels are still being built on another thread.
     pub fn is_building(&self) -> bool {
         self.state == State::Closed
+    }
+
+    /// Whether the segment was short when the index was [forked](crate::HierarchicalIndex::fork): it has a sketch, and gets coarse
+    /// levels together with the keys that follow.
+    pub fn is_frozen(&self) -> bool {
+        self.state == State::Frozen
     }
 
     /// How often keys joined the clusters of the segment since it was built.
@@ -247,6 +255,33 @@ impl Segment {
     /// Takes no more keys: the segment is about to be built into another.
     pub(crate) fn close(&mut self) {
         self.state = State::Closed;
+    }
+
+    /// Takes no more keys, and gives spare room back: forks are about to share the segment. Its keys are sketched.
+    pub(crate) fn freeze(&mut self) {
+        self.keys.shrink_to_fit();
+        if let Some(sketch) = &mut self.sketch {
+            sketch.shrink();
+        }
+        self.state = State::Frozen;
+    }
+
+    /// A frozen segment of the keys of segments that follow each other, at least one key.
+    pub(crate) fn frozen_of(
+        kernel: Kernel,
+        config: &IndexConfig,
+        start: usize,
+        keys: StoredVec,
+    ) -> Self {
+        let mut segment = Self::of_keys(start, config, keys);
+        let wide = segment.keys.as_slice().widened();
+        let centre = rows::mean_of(kernel, &wide, config.dim);
+        let sketch = (config.num_levels > 0).then(|| sketch_in_order(kernel, &wide, &centre, None));
+        drop(wide);
+        segment.centre = centre;
+        segment.sketch = sketch;
+        segment.freeze();
+        segment
     }
 
     /// Appends checked rows, rounded, and sketches what is due. The segment stays open and will hold at most `segment_len` keys.

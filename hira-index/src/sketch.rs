@@ -47,6 +47,12 @@ impl Sketch {
             .reserve_exact(tiles.saturating_sub(self.norms.len()));
     }
 
+    /// Gives spare room back.
+    pub(crate) fn shrink(&mut self) {
+        self.lines.shrink_to_fit();
+        self.norms.shrink_to_fit();
+    }
+
     /// Appends the rows of `keys`, quantised about `centre`; `limit` is the most keys that will ever be stored.
     pub(crate) fn append(&mut self, kernel: Kernel, keys: &[f32], centre: &[f32], limit: usize) {
         let len = self.len + keys.len() / self.dim;

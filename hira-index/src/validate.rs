@@ -86,7 +86,8 @@ impl Segment {
                 self.len() <= config.segment_len,
                 "it is not longer than segment_len",
             )?;
-            let levels = if self.is_building() || self.build_error().is_some() {
+            let unbuilt = self.is_building() || self.is_frozen();
+            let levels = if unbuilt || self.build_error().is_some() {
                 0
             } else {
                 config.coarse_levels(self.len())
@@ -130,7 +131,7 @@ impl Segment {
             )?;
         }
         self.validate_sketch(kernel)?;
-        let built = self.is_sealed() && !self.is_building();
+        let built = self.is_sealed() && !self.is_building() && !self.is_frozen();
         let product = config.product_of(self.len()).filter(|_| built);
         claim(
             self.product().is_some() == product.is_some(),

@@ -154,8 +154,11 @@ pub(crate) trait Updater {
 struct SealUpdater;
 
 impl Updater for SealUpdater {
+    /// Frozen segments are the beginning of the open one.
     fn first(&self, tail: Tail<'_>) -> usize {
-        tail.sealed.len()
+        let frozen = tail.sealed.iter().rev();
+        let frozen = frozen.take_while(|segment| segment.is_frozen());
+        tail.sealed.len() - frozen.count()
     }
 
     fn is_due(&self, _tail: Tail<'_>) -> bool {

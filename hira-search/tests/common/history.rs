@@ -447,6 +447,15 @@ struct Pair {
     keys: Arc<Vec<f32>>,
 }
 
+impl Pair {
+    fn fork(&mut self) -> Self {
+        Self {
+            index: self.index.fork(),
+            keys: Arc::clone(&self.keys),
+        }
+    }
+}
+
 struct Runner<'a> {
     shape: &'a Shape,
     validate_every: usize,
@@ -506,7 +515,11 @@ impl<'a> Runner<'a> {
             }
             Op::Seal => pair.index.seal(),
             Op::Fork => {
-                let fork = pair.clone();
+                // a clone shares the open segment, a fork freezes it
+                let fork = match number.is_multiple_of(2) {
+                    true => pair.clone(),
+                    false => pair.fork(),
+                };
                 match self.pairs.len() < MAX_FORKS {
                     true => self.pairs.push(fork),
                     false => self.pairs[(on + 1) % MAX_FORKS] = fork,
