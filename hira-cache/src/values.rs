@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use hira_kernels::{Precision, StoredSlice, StoredVec, prefetch};
+use hira_kernels::{Precision, StoredRows, StoredSlice, StoredVec, prefetch};
 
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
 const RESERVE_ROWS: usize = 512;
@@ -18,7 +18,7 @@ pub struct ValueStore {
     run_len: usize,
     len: usize,
     precision: Precision,
-    runs: Vec<Arc<StoredVec>>,
+    runs: Vec<Arc<StoredRows>>,
 }
 
 impl ValueStore {
@@ -63,6 +63,24 @@ impl ValueStore {
         self.runs.get(i).map(|run| run.as_slice())
     }
 
+    /// The runs, with where they lie; all but the last are full.
+    pub fn runs(&self) -> impl ExactSizeIterator<Item = &StoredRows> {
+        self.runs.iter().map(|run| &**run)
+    }
+
+    /// Moves every full run into a [region](hira_kernels::Region), where its residence can change, and says whether all of them are in one.
+    /// Those that a fork shares stay owned; so does everything where there are no regions.
+    pub(crate) fn move_to_regions(&mut self) -> bool {
+        let full = self.len / self.run_len;
+        let mut all = true;
+        for run in &mut self.runs[..full] {
+            let housed = run.region().is_some()
+                || Arc::get_mut(run).is_some_and(|own| own.move_to_region().is_ok());
+            all &= housed;
+        }
+        all
+    }
+
     /// The row at `position`.
     pub fn row(&self, position: usize) -> Option<StoredSlice<'_>> {
         let run = self.run(position / self.run_len)?;
@@ -99,12 +117,13 @@ impl ValueStore {
     pub(crate) fn append(&mut self, mut rows: &[f32]) {
         while !rows.is_empty() {
             if self.len.is_multiple_of(self.run_len) {
-                self.runs.push(Arc::new(StoredVec::new(self.precision)));
+                self.runs.push(Arc::new(StoredRows::new(self.precision)));
             }
             let room = self.run_len - self.len % self.run_len;
             let count = (rows.len() / self.dim).min(room);
             let (now, later) = rows.split_at(count * self.dim);
             if let Some(run) = self.runs.last_mut().map(Arc::make_mut) {
+                let run = run.to_mut();
                 let free = run.capacity() - run.len();
                 if free < now.len() {
                     // A sixteenth more than a long prompt needs: the token after it would else have all of it copied.
@@ -129,7 +148,14 @@ impl ValueStore {
         if kept != 0
             && let Some(run) = self.runs.last_mut()
         {
-            Arc::make_mut(run).truncate(kept * self.dim);
+            if run.region().is_some() || Arc::get_mut(run).is_none() {
+                // Of what others share, only what is kept is copied.
+                let mut copy = StoredVec::new(self.precision);
+                copy.extend(run.as_slice().slice(0..kept * self.dim));
+                *run = Arc::new(copy.into());
+            } else {
+                Arc::make_mut(run).truncate(kept * self.dim);
+            }
         }
         self.len = len;
     }
