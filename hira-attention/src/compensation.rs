@@ -14,7 +14,7 @@ use hira_cache::{BlockMeans, HeadCache};
 use hira_kernels::Kernel;
 use hira_search::TailBlocks;
 
-use crate::rows::add_weighted_values;
+use crate::rows::ValueRows;
 
 /// Covers the roundings of a range in f32.
 const ROUNDING: f64 = 1.0 / 1_048_576.0;
@@ -56,7 +56,7 @@ pub(crate) struct CompensationScratch {
     /// The weighted sum of the means, and the mean value of the attended keys near to the threshold.
     means: Vec<f32>,
     near: Vec<f32>,
-    rebased: Vec<u32>,
+    values: ValueRows,
 }
 
 /// From weights relative to the search's reference to exact ones relative to the largest attended score, outward: see `certificate.rs`.
@@ -172,11 +172,10 @@ impl CompensationScratch {
                 near_rows[count] = row;
                 count += usize::from((weight >= least) & (weight < most));
             }
-            add_weighted_values(
+            self.values.add_weighted(
                 step.kernel,
                 step.head,
                 (&near_rows[..count], &[1.0; NEAR_CHUNK][..count]),
-                &mut self.rebased,
                 &mut self.near,
             );
             total += count;

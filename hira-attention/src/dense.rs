@@ -75,11 +75,19 @@ impl DenseStep {
         for state in states.iter_mut() {
             state.reset(self.value_dim);
         }
+        let on_disk = head.is_on_disk();
         let attend = |range: usize, states: &mut [SoftmaxState], dense: &mut _, copy: &mut _| {
             let start = positions.start + range * length;
-            let run = one_run(head, start..positions.end.min(start + length), copy);
+            let here = start..positions.end.min(start + length);
+            if on_disk {
+                head.will_need(here.clone());
+            }
+            let run = one_run(head, here.clone(), copy);
             self.kernel
                 .dense_decode_into(queries, run, self.shape(), states, dense);
+            if on_disk {
+                head.forget(here);
+            }
         };
         let tasks = states.chunks_exact_mut(group).enumerate();
         team.for_each(tasks, |(range, states)| {

@@ -6,7 +6,7 @@ use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
 use crate::{
-    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy,
+    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy, rows::ValueRows,
     sparse::SparseAnswer,
 };
 
@@ -16,7 +16,7 @@ pub(crate) struct QueryScratch {
     pub(crate) rows: Vec<u32>,
     pub(crate) scores: Vec<f32>,
     pub(crate) weights: Vec<f32>,
-    pub(crate) rebased: Vec<u32>,
+    pub(crate) values: ValueRows,
     pub(crate) compensation: CompensationScratch,
 }
 

@@ -11,7 +11,7 @@ use crate::{
     Certificate,
     certificate::{Attended, Premises},
     compensation::CompensatedStep,
-    rows::{Always, add_weighted_values},
+    rows::Always,
     scratch::{HeadScratch, QueryScratch},
 };
 
@@ -148,8 +148,8 @@ impl SparseStep<'_> {
         );
         out.fill(0.0);
         let attended_rows = (&buffers.rows[..], &buffers.weights[..]);
-        let rebased = &mut buffers.rebased;
-        add_weighted_values(self.kernel, head, attended_rows, rebased, out);
+        let values = &mut buffers.values;
+        values.add_weighted(self.kernel, head, attended_rows, out);
         let premises = self.premises(head, query.len());
         let mut attended = Attended {
             query_norm: norm(query),

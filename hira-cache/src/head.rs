@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use hira_index::{HierarchicalIndex, IndexError};
-use hira_kernels::{MAX_NORM, Precision, StoredSlice};
+use hira_kernels::{MAX_NORM, Precision, StoredRows, StoredSlice};
+use hira_memory::Part;
 use hira_search::SearchHistory;
 
 use crate::{BlockMeans, CacheConfig, ValueStore};
@@ -161,6 +162,61 @@ impl HeadCache {
             keys,
             values,
         })
+    }
+
+    /// Whether some rows are on disk.
+    pub fn is_on_disk(&self) -> bool {
+        let mut keys = self.index.segments();
+        keys.any(|segment| segment.rows().is_on_disk())
+            || self.values.runs().any(StoredRows::is_on_disk)
+    }
+
+    /// Asks for the rows of `positions` that are on disk, without waiting for them; nothing happens to others.
+    pub fn will_need(&self, positions: Range<usize>) {
+        self.for_stored(positions, |rows, values| rows.will_need(values));
+    }
+
+    /// Takes the pages of those rows of `positions` that are on disk out of this process's memory: for whoever has read all of them.
+    pub fn forget(&self, positions: Range<usize>) {
+        self.for_stored(positions, |rows, values| rows.forget(values));
+    }
+
+    /// Calls `what` with stored rows, keys and values, and the part of them that holds `positions`.
+    fn for_stored(&self, positions: Range<usize>, what: impl Fn(&StoredRows, Range<usize>)) {
+        let part = |rows: &StoredRows, start: usize, dim: usize| {
+            let first = positions.start.max(start);
+            let end = positions.end.min(start + rows.len() / dim);
+            if first < end {
+                what(rows, (first - start) * dim..(end - start) * dim);
+            }
+        };
+        for segment in self.index.segments() {
+            part(segment.rows(), segment.start(), self.index.dim());
+        }
+        let run_len = self.values.run_len();
+        for (i, run) in self.values.runs().enumerate() {
+            part(run, i * run_len, self.values.dim());
+        }
+    }
+
+    /// Everything whose residence can change, and what cannot: each part with the position of its first row.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (Part, usize, &StoredRows)> {
+        let keys = self.index.segments();
+        let keys = keys.map(|segment| (Part::Keys, segment.start(), segment.rows()));
+        let run_len = self.values.run_len();
+        let values = self.values.runs().enumerate();
+        keys.chain(values.map(move |(i, run)| (Part::Values, i * run_len, run)))
+    }
+
+    /// Moves what is complete into regions, as far as the system and forks let it.
+    pub(crate) fn move_to_regions(&mut self) {
+        self.index.move_keys_to_regions();
+        self.values.move_to_regions();
+    }
+
+    /// Waits for what is built in the background.
+    pub(crate) fn finish_builds(&mut self) {
+        self.index.finish_builds();
     }
 
     /// Has the processor fetch what the next token is written to.

@@ -68,17 +68,19 @@ impl ValueStore {
         self.runs.iter().map(|run| &**run)
     }
 
-    /// Moves every full run into a [region](hira_kernels::Region), where its residence can change, and says whether all of them are in one.
-    /// Those that a fork shares stay owned; so does everything where there are no regions.
-    pub(crate) fn move_to_regions(&mut self) -> bool {
+    /// Run `i`, with where it lies.
+    pub fn stored(&self, i: usize) -> Option<&StoredRows> {
+        self.runs.get(i).map(|run| &**run)
+    }
+
+    /// Moves every full run into a [region](hira_kernels::Region), where its residence can change. One that a fork shares stays owned; so
+    /// does everything where there are no regions.
+    pub(crate) fn move_to_regions(&mut self) {
         let full = self.len / self.run_len;
-        let mut all = true;
-        for run in &mut self.runs[..full] {
-            let housed = run.region().is_some()
-                || Arc::get_mut(run).is_some_and(|own| own.move_to_region().is_ok());
-            all &= housed;
+        for run in self.runs[..full].iter_mut().filter_map(Arc::get_mut) {
+            // a run that cannot be moved is one that stays in memory
+            let _ = run.move_to_region();
         }
-        all
     }
 
     /// The row at `position`.

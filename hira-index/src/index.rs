@@ -194,21 +194,18 @@ impl HierarchicalIndex {
         }
     }
 
-    /// Moves the keys of every sealed segment into a [region](hira_kernels::Region), where their residence can change, and says whether all of
-    /// them are in one. Those that a fork or a build shares stay owned; so does everything where there are no regions.
+    /// Moves the keys of every sealed segment into a [region](hira_kernels::Region), where their residence can change. Those that a fork or a
+    /// build shares stay owned; so does everything where there are no regions.
     ///
     /// # Complexity
     ///
     /// O(segments), and a copy of the keys that are moved.
-    pub fn move_keys_to_regions(&mut self) -> bool {
+    pub fn move_keys_to_regions(&mut self) {
         self.take_finished();
-        let mut all = true;
-        for segment in &mut self.sealed {
-            let housed = segment.rows().region().is_some()
-                || Arc::get_mut(segment).is_some_and(|own| own.move_keys_to_region().is_ok());
-            all &= housed;
+        for segment in self.sealed.iter_mut().filter_map(Arc::get_mut) {
+            // keys that cannot be moved are keys that stay in memory
+            let _ = segment.move_keys_to_region();
         }
-        all
     }
 
     /// Number of builds that are under way in the background.

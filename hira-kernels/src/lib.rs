@@ -51,6 +51,7 @@
 //! assert!(found[0].slots.contains(&3));
 //! ```
 
+mod batch;
 mod bf16;
 mod boxes;
 mod ceiling;
@@ -89,6 +90,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod portable;
 
+pub use batch::RowBatch;
 pub use error::KernelError;
 pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
@@ -100,7 +102,7 @@ pub use precision::Precision;
 pub use prefetch::prefetch;
 pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};
 pub use query::{QueryGroup, SegmentOffsets};
-pub use region::{Backing, Region};
+pub use region::{Backing, Region, RowReads};
 pub use rows::{StoredRows, bytes_of};
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};

@@ -27,7 +27,7 @@ use mapping::Mapping;
 ///
 /// Nobody may change or truncate the part of a file that a region lies in while the region lives: a reader would find other bytes, or be
 /// killed by the system. Files that were unlinked when they were made, and files that are only ever replaced by renaming, keep to that. A read error of
-/// the device ends a reader of `bytes` the same way, as with any mapped file; [`read_at`](Self::read_at) returns it.
+/// the device ends a reader of `bytes` the same way, as with any mapped file; [`read_at`](Self::read_at) returns the error.
 ///
 /// # Examples
 ///
@@ -49,6 +49,26 @@ pub struct Region {
     state: Mutex<State>,
     on_disk: AtomicBool,
     reads: AtomicU64,
+    served: Served,
+}
+
+/// Rows that were read since the region was made.
+#[derive(Debug, Default)]
+struct Served {
+    all: AtomicU64,
+    from_disk: AtomicU64,
+    waited_for: AtomicU64,
+}
+
+/// How often rows of a region were read, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RowReads {
+    /// All rows.
+    pub all: u64,
+    /// Those that were read while the region was on disk.
+    pub from_disk: u64,
+    /// Those of these that the system did not have in memory, so that somebody waited.
+    pub waited_for: u64,
 }
 
 struct State {
@@ -134,6 +154,7 @@ impl Region {
             state: Mutex::new(State { backing, is_mapped }),
             on_disk: AtomicBool::new(is_mapped),
             reads: AtomicU64::new(0),
+            served: Served::default(),
         }
     }
 
@@ -268,7 +289,23 @@ impl Region {
         }
     }
 
-    /// Copies bytes of a region on disk from its file, so that none of its pages becomes this process's; from memory if that is where they are.
+    /// Copies the bytes from `start` on if that takes no waiting for a device, and says whether it did; from the file if that is where they
+    /// are, so that none of its pages becomes this process's.
+    ///
+    /// # Panics
+    ///
+    /// If they do not lie inside.
+    pub fn read_cached(&self, start: usize, out: &mut [u8]) -> bool {
+        match self.file_at(start, out.len()) {
+            Some((file, offset)) => mapping::read_cached(&file, out, offset),
+            None => {
+                out.copy_from_slice(&self.bytes()[start..start + out.len()]);
+                true
+            }
+        }
+    }
+
+    /// Copies the bytes from `start` on as [`read_cached`](Self::read_cached) does, and waits for them.
     ///
     /// # Errors
     ///
@@ -276,29 +313,24 @@ impl Region {
     ///
     /// # Panics
     ///
-    /// If the ranges do not lie inside, or are longer than `out` together.
-    pub fn read_at(
-        &self,
-        ranges: impl Iterator<Item = Range<usize>>,
-        mut out: &mut [u8],
-    ) -> io::Result<()> {
-        let backing = if self.is_on_disk() {
-            self.backing()
-        } else {
-            None
-        };
-        for range in ranges {
-            let bytes = &self.bytes()[range.clone()];
-            let (here, rest) = out.split_at_mut(bytes.len());
-            match &backing {
-                Some(backing) => {
-                    mapping::read_at(&backing.file, here, backing.offset + range.start as u64)?;
-                }
-                None => here.copy_from_slice(bytes),
-            }
-            out = rest;
+    /// If they do not lie inside.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> io::Result<()> {
+        match self.file_at(start, out.len()) {
+            Some((file, offset)) => mapping::read_at(&file, out, offset)?,
+            None => out.copy_from_slice(&self.bytes()[start..start + out.len()]),
         }
         Ok(())
+    }
+
+    /// Where in which file some bytes of a region on disk are.
+    fn file_at(&self, start: usize, len: usize) -> Option<(Arc<File>, u64)> {
+        assert!(start <= self.len() && len <= self.len() - start);
+        if !self.is_on_disk() {
+            return None;
+        }
+        let state = self.state();
+        let backing = state.backing.as_ref()?;
+        Some((Arc::clone(&backing.file), backing.offset + start as u64))
     }
 
     /// Bytes of the region that the system holds in memory: all of them, or those of a region on disk that it has read, for this process or
@@ -315,11 +347,35 @@ impl Region {
     #[inline]
     pub fn count_reads(&self, rows: usize) {
         self.reads.fetch_add(rows as u64, Ordering::Relaxed);
+        self.served.all.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
-    /// Rows that were counted since the region was made.
+    pub(crate) fn count_disk_reads(&self, rows: usize, waited_for: usize) {
+        let served = &self.served;
+        served.from_disk.fetch_add(rows as u64, Ordering::Relaxed);
+        served
+            .waited_for
+            .fetch_add(waited_for as u64, Ordering::Relaxed);
+    }
+
+    /// All rows that were counted since the region was made.
+    pub fn row_reads(&self) -> RowReads {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RowReads {
+            all: load(&self.served.all),
+            from_disk: load(&self.served.from_disk),
+            waited_for: load(&self.served.waited_for),
+        }
+    }
+
+    /// Rows that were counted, older ones for less: see [`age_reads`](Self::age_reads).
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Halves what was counted so far, so that what comes counts for more.
+    pub fn age_reads(&self) {
+        self.reads.store(self.reads() / 2, Ordering::Relaxed);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

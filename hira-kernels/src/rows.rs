@@ -175,50 +175,20 @@ impl StoredRows {
         }
     }
 
-    /// Asks for the pages of some rows of `dim` values, if they are on disk: neighbours together, each once, without waiting. `rows` ascend.
-    pub fn will_need(&self, rows: impl Iterator<Item = u32>, dim: usize) {
-        /// Rows whose gap is at most this are asked for together.
-        const GAP: usize = 16 << 10;
+    /// Asks the system to read some values that are on disk, without waiting for it; see [`Region::will_need`].
+    pub fn will_need(&self, values: Range<usize>) {
         if let Rows::Region(from) = &self.rows
             && from.region.is_on_disk()
         {
-            let mut asked: Option<Range<usize>> = None;
-            for range in rows.map(|row| from.row(row, dim)) {
-                match &mut asked {
-                    Some(asked) if range.start <= asked.end + GAP => asked.end = range.end,
-                    _ => {
-                        if let Some(asked) = asked.replace(range) {
-                            from.region.will_need(asked);
-                        }
-                    }
-                }
-            }
-            if let Some(asked) = asked {
-                from.region.will_need(asked);
-            }
+            from.region.will_need(from.bytes_of(values));
         }
     }
 
-    /// Overwrites `out` with the rows of `dim` values at `rows`, read so that no page of a region on disk stays mapped; from memory if they are
-    /// there, or if the file cannot be read.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such row.
-    pub fn gather_into(&self, rows: &[u32], dim: usize, out: &mut StoredVec) {
-        out.reset(self.precision());
-        if let Rows::Region(from) = &self.rows {
-            let ranges = rows.iter().map(|&row| from.row(row, dim));
-            let read = |bytes: &mut [u8]| from.region.read_at(ranges, bytes).is_ok();
-            if out.extend_from_bytes(rows.len() * dim, read) {
-                return;
-            }
-            out.truncate(0);
-        }
-        let values = self.as_slice();
-        for &row in rows {
-            let first = row as usize * dim;
-            out.extend(values.slice(first..first + dim));
+    /// The region on disk that the values lie in, and the byte of it at which they begin.
+    pub(crate) fn on_disk(&self) -> Option<(&Arc<Region>, usize)> {
+        match &self.rows {
+            Rows::Region(from) if from.region.is_on_disk() => Some((&from.region, from.start)),
+            _ => None,
         }
     }
 
@@ -237,11 +207,6 @@ impl RegionRows {
     fn bytes_of(&self, values: Range<usize>) -> Range<usize> {
         let size = self.precision.bytes();
         self.start + values.start * size..self.start + values.end * size
-    }
-
-    fn row(&self, row: u32, dim: usize) -> Range<usize> {
-        let first = row as usize * dim;
-        self.bytes_of(first..first + dim)
     }
 
     #[inline]

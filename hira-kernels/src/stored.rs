@@ -286,32 +286,24 @@ impl StoredVec {
 }
 
 impl StoredVec {
-    /// Appends `len` values whose bytes `fill` writes, and returns what it says.
-    pub(crate) fn extend_from_bytes(
-        &mut self,
-        len: usize,
-        fill: impl FnOnce(&mut [u8]) -> bool,
-    ) -> bool {
-        fn bytes_mut<T>(values: &mut [T]) -> &mut [u8] {
+    /// Appends `len` zeros.
+    pub(crate) fn extend_zeros(&mut self, len: usize) {
+        let len = self.len() + len;
+        match self {
+            Self::F32(values) => values.resize(len, 0.0),
+            Self::F16(values) => values.resize(len, f16::ZERO),
+            Self::Bf16(values) => values.resize(len, bf16::ZERO),
+        }
+    }
+
+    /// The bytes of the values, to be written as they are in memory.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        fn bytes<T>(values: &mut [T]) -> &mut [u8] {
             let bytes = size_of_val(values);
             // SAFETY: called with numbers without padding of which every pattern of bits is one, borrowed mutably for as long.
             unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), bytes) }
         }
-        let first = self.len();
-        match self {
-            Self::F32(values) => {
-                values.resize(first + len, 0.0);
-                fill(bytes_mut(&mut values[first..]))
-            }
-            Self::F16(values) => {
-                values.resize(first + len, f16::ZERO);
-                fill(bytes_mut(&mut values[first..]))
-            }
-            Self::Bf16(values) => {
-                values.resize(first + len, bf16::ZERO);
-                fill(bytes_mut(&mut values[first..]))
-            }
-        }
+        for_vectors!(self, values => bytes(values))
     }
 }
 

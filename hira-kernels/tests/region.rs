@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hira_kernels::{Backing, Precision, Region, StoredRows, StoredVec};
+use hira_kernels::{Backing, Precision, Region, RowBatch, StoredRows, StoredVec};
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 251) as u8).collect()
@@ -53,9 +53,12 @@ fn bytes_are_the_same_in_memory_and_on_disk() {
             region.will_need(len / 3..len);
             assert_eq!(region.bytes(), bytes);
             let mut read = vec![0; len - len / 2];
-            let ranges = [len / 2..len * 2 / 3, len * 2 / 3..len];
-            region.read_at(ranges.into_iter(), &mut read).unwrap();
+            region.read_at(len / 2, &mut read).unwrap();
             assert_eq!(read, bytes[len / 2..]);
+            read.fill(0);
+            if region.read_cached(len / 2, &mut read) {
+                assert_eq!(read, bytes[len / 2..]);
+            }
             assert!(region.resident_bytes() <= len);
             region.promote().unwrap();
             region.forget(0..len);
@@ -174,14 +177,21 @@ fn rows_are_the_same_owned_and_in_a_region() {
             }
             assert_eq!(rows.is_on_disk(), on_disk);
             assert_eq!(rows.as_slice(), owned.as_slice());
-            rows.will_need(picked.into_iter(), dim);
-            let mut gathered = StoredVec::default();
+            rows.will_need(0..rows.len());
+            let mut batch = RowBatch::default();
             for _ in 0..2 {
-                rows.gather_into(&picked, dim, &mut gathered);
-                assert_eq!(gathered.len(), picked.len() * dim);
-                for (row, gathered) in picked.iter().zip(gathered.as_slice().rows(dim)) {
-                    let first = *row as usize * dim;
-                    assert_eq!(gathered, owned.as_slice().slice(first..first + dim));
+                batch.begin(precision);
+                assert_eq!(batch.ask(&rows, &picked, dim), on_disk);
+                assert_eq!(batch.ask(&rows, &picked[1..], dim), on_disk);
+                assert_eq!(batch.is_empty(), !on_disk);
+                batch.read();
+                for part in 0..if on_disk { 2 } else { 0 } {
+                    let gathered = batch.part(part);
+                    assert_eq!(gathered.len(), picked[part..].len() * dim);
+                    for (row, gathered) in picked[part..].iter().zip(gathered.rows(dim)) {
+                        let first = *row as usize * dim;
+                        assert_eq!(gathered, owned.as_slice().slice(first..first + dim));
+                    }
                 }
             }
             rows.forget(0..rows.len());

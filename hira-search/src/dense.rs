@@ -72,6 +72,11 @@ fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
     for Visible { segment, len } in Visible::segments(group.index, group.visible) {
         let first = segment.start();
         let (from, to) = (start.max(first), end.min(first + len));
+        if from >= to {
+            continue;
+        }
+        let part = (from - first) * group.dim()..(to - first) * group.dim();
+        segment.rows().will_need(part.clone());
         let mut block = from;
         while block < to {
             let next = to.min(block + BLOCK_KEYS);
@@ -85,5 +90,6 @@ fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
             }
             block = next;
         }
+        segment.rows().forget(part);
     }
 }

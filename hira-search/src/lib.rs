@@ -37,6 +37,7 @@ mod partition;
 mod plan;
 mod product;
 mod resolve;
+mod row_buffers;
 mod scan;
 mod scratch;
 mod searcher;

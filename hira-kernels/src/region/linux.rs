@@ -40,6 +40,23 @@ pub(super) fn read_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()
     file.read_exact_at(out, offset)
 }
 
+/// Reads what the system has in memory, and says whether that was all of it. Where a file cannot say, all is read.
+pub(super) fn read_cached(file: &File, out: &mut [u8], offset: u64) -> bool {
+    let Ok(at) = i64::try_from(offset) else {
+        return false;
+    };
+    let part = libc::iovec {
+        iov_base: out.as_mut_ptr().cast(),
+        iov_len: out.len(),
+    };
+    // SAFETY: one part, which is `out`, borrowed mutably.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, at, libc::RWF_NOWAIT) };
+    if read < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {
+        return read_at(file, out, offset).is_ok();
+    }
+    usize::try_from(read).is_ok_and(|read| read == out.len())
+}
+
 /// Pages may be written, which nobody does: a private page that was copied for writing is how a promotion has it in memory.
 const PROTECTION: c_int = libc::PROT_READ | libc::PROT_WRITE;
 const FILE: c_int = libc::MAP_PRIVATE | libc::MAP_NORESERVE;

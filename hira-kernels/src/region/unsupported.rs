@@ -14,6 +14,10 @@ pub(super) fn read_at(_file: &File, _out: &mut [u8], _offset: u64) -> io::Result
     Err(io::ErrorKind::Unsupported.into())
 }
 
+pub(super) fn read_cached(_file: &File, _out: &mut [u8], _offset: u64) -> bool {
+    false
+}
+
 impl Mapping {
     pub(super) fn anonymous(_len: usize) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
