@@ -5,7 +5,7 @@ use std::ops::Range;
 use hira_cache::{HeadCache, KvRun};
 use hira_kernels::{
     Kernel, SoftmaxState, StoredVec, Team,
-    dense::{DenseShape, KeyRun, QueryBlock, RowStrides},
+    dense::{DenseShape, KeyRun, QueryBlock, RowHolder, RowStrides},
 };
 use rayon::prelude::*;
 
@@ -188,8 +188,16 @@ pub(crate) fn runs_of<'a>(
     copies: &'a [RangeCopy],
     visible: usize,
 ) -> Vec<KeyRun<'a>> {
+    let on_disk = head.is_on_disk();
     let ranges = (0..visible).step_by(KEY_RANGE).zip(copies);
-    let runs = ranges.map(|(start, copy)| copy.run(head, start..visible.min(start + KEY_RANGE)));
+    let runs = ranges.map(|(start, copy)| {
+        let run = copy.run(head, start..visible.min(start + KEY_RANGE));
+        if on_disk {
+            run.held_by(head, start)
+        } else {
+            run
+        }
+    });
     runs.collect()
 }
 
@@ -210,10 +218,10 @@ impl RangeCopy {
             Some(run) => key_run(run),
             None => {
                 let (keys, values) = (self.keys.as_slice(), self.values.as_slice());
-                KeyRun {
-                    keys: keys.slice(0..positions.len() * head.index().dim()),
-                    values: values.slice(0..positions.len() * head.values().dim()),
-                }
+                KeyRun::new(
+                    keys.slice(0..positions.len() * head.index().dim()),
+                    values.slice(0..positions.len() * head.values().dim()),
+                )
             }
         }
     }

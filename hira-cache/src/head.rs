@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use hira_index::{HierarchicalIndex, IndexError};
-use hira_kernels::{MAX_NORM, Precision, StoredRows, StoredSlice};
+use hira_kernels::{MAX_NORM, Precision, StoredRows, StoredSlice, dense::RowHolder};
 use hira_memory::Part;
 use hira_search::SearchHistory;
 
@@ -171,16 +171,6 @@ impl HeadCache {
             || self.values.runs().any(StoredRows::is_on_disk)
     }
 
-    /// Asks for the rows of `positions` that are on disk, without waiting for them; nothing happens to others.
-    pub fn will_need(&self, positions: Range<usize>) {
-        self.for_stored(positions, |rows, values| rows.will_need(values));
-    }
-
-    /// Takes the pages of those rows of `positions` that are on disk out of this process's memory: for whoever has read all of them.
-    pub fn forget(&self, positions: Range<usize>) {
-        self.for_stored(positions, |rows, values| rows.forget(values));
-    }
-
     /// Calls `what` with stored rows, keys and values, and the part of them that holds `positions`.
     fn for_stored(&self, positions: Range<usize>, what: impl Fn(&StoredRows, Range<usize>)) {
         let part = |rows: &StoredRows, start: usize, dim: usize| {
@@ -271,6 +261,18 @@ impl HeadCache {
         self.history = None;
         self.widening = None;
         self.searches = SearchHistory::default();
+    }
+}
+
+/// Rows on disk are asked for without waiting, and their pages are taken out of this process's memory when they were read; nothing happens to
+/// others.
+impl RowHolder for HeadCache {
+    fn will_need(&self, positions: Range<usize>) {
+        self.for_stored(positions, |rows, values| rows.will_need(values));
+    }
+
+    fn forget(&self, positions: Range<usize>) {
+        self.for_stored(positions, |rows, values| rows.forget(values));
     }
 }
 

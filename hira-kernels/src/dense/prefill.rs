@@ -86,6 +86,9 @@ pub(super) fn prefill<S: Simd>(
         for run in runs {
             let len =
                 (run.keys.len() / shape.dim).min(rows.visible(rows.count - 1).saturating_sub(base));
+            if let Some((holder, start)) = run.holder {
+                holder.will_need(start..start + len);
+            }
             for from in (0..len).step_by(KEYS) {
                 let to = len.min(from + KEYS);
                 let keys = run.keys.slice(from * shape.dim..to * shape.dim);
@@ -95,6 +98,9 @@ pub(super) fn prefill<S: Simd>(
                 let keys = widened(simd, keys, wide_keys);
                 let values = widened(simd, values, wide_values);
                 rows.attend(base + from, to - from, keys, values);
+            }
+            if let Some((holder, start)) = run.holder {
+                holder.forget(start..start + len);
             }
             base += len;
         }
