@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Keys are chains: each is correlated with the one before, more along some directions than along others, as recorded keys are. The query of a step
-//! is correlated with that of the step before, and so are the keys that it selects. Both caches get the same tokens and
+//! is correlated with that of the step before, and so are the keys that it selects; it is long enough for 256 keys to hold
+//! most of the softmax mass, as in the heads that are answered sparsely. Both caches get the same tokens and
 //! have to give the same bits. "Cold" is a step before which the system was made to forget every page of the file.
 
 use std::path::PathBuf;
@@ -98,7 +99,7 @@ impl Tokens {
         Self {
             keys: chains(heads, 4.0, 0.8, 1000),
             values: chains(heads, 1.0, 0.5, 2000),
-            queries: chains(GROUP * heads, 4.0, 0.95, 3000),
+            queries: chains(GROUP * heads, 12.0, 0.95, 3000),
             dim,
         }
     }
@@ -153,18 +154,25 @@ impl Run<'_> {
         )?;
         let time = start.elapsed();
         let bits = self.out.iter().map(|x| u64::from(x.to_bits()));
-        Ok((time, bits.fold(7, |hash, bits| (hash ^ bits).wrapping_mul(0x100_0000_01b3))))
+        Ok((
+            time,
+            bits.fold(7, |hash, bits| (hash ^ bits).wrapping_mul(0x100_0000_01b3)),
+        ))
     }
 
     fn steps(&mut self, count: usize) -> anyhow::Result<(Vec<Duration>, Vec<u64>)> {
-        let steps: Vec<_> = (0..count).map(|_| self.step()).collect::<anyhow::Result<_>>()?;
+        let steps: Vec<_> = (0..count)
+            .map(|_| self.step())
+            .collect::<anyhow::Result<_>>()?;
         Ok(steps.into_iter().unzip())
     }
 }
 
 fn p50(mut times: Vec<Duration>) -> f64 {
     times.sort();
-    times.get(times.len() / 2).map_or(f64::NAN, |time| 1e3 * time.as_secs_f64())
+    times
+        .get(times.len() / 2)
+        .map_or(f64::NAN, |time| 1e3 * time.as_secs_f64())
 }
 
 fn resident() -> usize {
@@ -180,7 +188,10 @@ fn forget_file(cache: &HiraCache) -> anyhow::Result<()> {
     use hira_kernels::StoredRows;
     for head in cache.layer(0)?.heads() {
         let keys = head.index().segments().map(|segment| segment.rows());
-        for rows in keys.chain(head.values().runs()).filter(|rows| rows.is_on_disk()) {
+        for rows in keys
+            .chain(head.values().runs())
+            .filter(|rows| rows.is_on_disk())
+        {
             let backing = rows.region().and_then(|region| region.backing());
             if let Some(backing) = backing {
                 backing.file().sync_data()?;
@@ -206,7 +217,11 @@ fn drop_cached(backing: &hira_kernels::Backing, len: usize) -> anyhow::Result<()
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let (keys, kv_heads, dim) = (arguments.keys, arguments.kv_heads, arguments.dim);
-    let precision = if arguments.f32 { Precision::F32 } else { Precision::Bf16 };
+    let precision = if arguments.f32 {
+        Precision::F32
+    } else {
+        Precision::Bf16
+    };
     let all = HiraAttentionConfig::new()
         .with_top_k(arguments.top_k)
         .with_precision(precision);
@@ -226,6 +241,7 @@ fn main() -> anyhow::Result<()> {
         gib(exact),
         gib(budget)
     );
+    let before = resident();
     let attention = all.init_host()?;
     let run = |config: &HiraAttentionConfig| -> anyhow::Result<Run<'_>> {
         let mut run = Run {
@@ -248,11 +264,13 @@ fn main() -> anyhow::Result<()> {
     let (times, hashes) = plain.steps(steps)?;
     expected.extend(hashes);
     let in_memory = p50(times);
-    println!("  p50 {in_memory:.2} ms, density {:.4}", plain.report.density());
+    println!(
+        "  p50 {in_memory:.2} ms, density {:.4}",
+        plain.report.density()
+    );
     drop(plain);
 
     println!("tiers");
-    let before = resident();
     let mut placed = all
         .clone()
         .with_host_budget(budget)
@@ -265,7 +283,10 @@ fn main() -> anyhow::Result<()> {
     forget_file(&placed.cache)?;
     let start = Instant::now();
     let (_, first) = placed.step()?;
-    println!("  first step, cold: {:.2} ms", 1e3 * start.elapsed().as_secs_f64());
+    println!(
+        "  first step, cold: {:.2} ms",
+        1e3 * start.elapsed().as_secs_f64()
+    );
     let mut found = vec![first];
     found.extend(placed.steps(warm_up - 1)?.1);
     let (times, hashes) = placed.steps(steps)?;
@@ -282,7 +303,13 @@ fn main() -> anyhow::Result<()> {
         .filter(|entry| !matches!(entry.part, Part::Keys | Part::Values))
         .map(|entry| entry.bytes)
         .sum();
-    let means: usize = placed.cache.layer(0)?.heads().iter().map(|head| head.means().bytes()).sum();
+    let means: usize = placed
+        .cache
+        .layer(0)?
+        .heads()
+        .iter()
+        .map(|head| head.means().bytes())
+        .sum();
     let allowed = budget + always + means;
     println!(
         "  warm p50 {warm:.2} ms: {:.2} times in memory; resident {:.3} GiB, {:.3} of budget + sketch; on disk {:.3} GiB",

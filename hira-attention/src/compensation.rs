@@ -14,7 +14,7 @@ use hira_cache::{BlockMeans, HeadCache};
 use hira_kernels::Kernel;
 use hira_search::TailBlocks;
 
-use crate::rows::ValueRows;
+use crate::values::{DiskValues, add_weighted_values};
 
 /// Covers the roundings of a range in f32.
 const ROUNDING: f64 = 1.0 / 1_048_576.0;
@@ -56,7 +56,7 @@ pub(crate) struct CompensationScratch {
     /// The weighted sum of the means, and the mean value of the attended keys near to the threshold.
     means: Vec<f32>,
     near: Vec<f32>,
-    values: ValueRows,
+    rebased: Vec<u32>,
 }
 
 /// From weights relative to the search's reference to exact ones relative to the largest attended score, outward: see `certificate.rs`.
@@ -91,6 +91,8 @@ pub(crate) struct TailMass {
 pub(crate) struct CompensatedStep<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) head: &'a HeadCache,
+    /// Those of its values that were read from disk.
+    pub(crate) disk: &'a DiskValues,
     pub(crate) tail: &'a TailBlocks,
     pub(crate) scale: f32,
     pub(crate) visible: usize,
@@ -172,10 +174,11 @@ impl CompensationScratch {
                 near_rows[count] = row;
                 count += usize::from((weight >= least) & (weight < most));
             }
-            self.values.add_weighted(
+            add_weighted_values(
                 step.kernel,
-                step.head,
+                (step.head, step.disk),
                 (&near_rows[..count], &[1.0; NEAR_CHUNK][..count]),
+                &mut self.rebased,
                 &mut self.near,
             );
             total += count;
@@ -192,6 +195,7 @@ impl CompensationScratch {
             tail,
             scale,
             visible,
+            ..
         } = step;
         let means = head.means();
         let (low, high) = (factors.tail_low, factors.tail_high);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use hira_cache::HeadCache;
-use hira_kernels::{Kernel, RowBatch};
+use hira_kernels::Kernel;
 use hira_search::Selection;
 
 use crate::scratch::QueryScratch;
@@ -137,95 +137,5 @@ fn score_range(
         scratch
             .rows
             .extend(run.start as u32..(run.start + run.len) as u32);
-    }
-}
-
-/// Buffers for reading single value rows.
-#[derive(Debug, Default)]
-pub(crate) struct ValueRows {
-    /// Rows within one run.
-    rebased: Vec<u32>,
-    /// Those of runs on disk.
-    batch: RowBatch,
-    parts: Vec<bool>,
-}
-
-impl ValueRows {
-    /// `out += sum of weights[i] * value of rows[i]`, rows in order, wherever they are stored.
-    ///
-    /// Rows on disk are read in one batch before; a sum does not depend on where its rows are.
-    pub(crate) fn add_weighted(
-        &mut self,
-        kernel: Kernel,
-        head: &HeadCache,
-        (rows, weights): (&[u32], &[f32]),
-        out: &mut [f32],
-    ) {
-        let values = head.values();
-        let any_on_disk = values.runs().any(|run| run.is_on_disk());
-        if any_on_disk {
-            self.read(head, rows);
-        }
-        let run_len = values.run_len();
-        let (mut done, mut i, mut part) = (0, 0, 0);
-        while let Some(&row) = rows.get(done) {
-            let run = row as usize / run_len;
-            let start = run * run_len;
-            let count = rows[done..].partition_point(|&row| (row as usize) < start + run_len);
-            let here = &rows[done..done + count];
-            let weights = &weights[done..done + count];
-            if any_on_disk && self.parts[i] {
-                // the rows of this run are all of a part of the batch
-                self.rebased.clear();
-                self.rebased.extend(0..count as u32);
-                kernel.weighted_sum_into(weights, self.batch.part(part), &self.rebased, out);
-                part += 1;
-            } else if let Some(values) = values.run(run) {
-                let rows = self.rebase(here, start);
-                kernel.weighted_sum_into(weights, values, rows, out);
-            }
-            done += count;
-            i += 1;
-        }
-    }
-
-    /// `rows` as rows of the run that begins at `start`.
-    fn rebase<'a>(&'a mut self, rows: &'a [u32], start: usize) -> &'a [u32] {
-        if start == 0 {
-            return rows;
-        }
-        self.rebased.clear();
-        self.rebased
-            .extend(rows.iter().map(|&row| row - start as u32));
-        &self.rebased
-    }
-
-    /// Reads the rows that are on disk; `parts` says for each run that is touched whether it is.
-    fn read(&mut self, head: &HeadCache, rows: &[u32]) {
-        let values = head.values();
-        let run_len = values.run_len();
-        self.batch.begin(values.precision());
-        self.parts.clear();
-        let mut done = 0;
-        while let Some(&row) = rows.get(done) {
-            let run = row as usize / run_len;
-            let start = run * run_len;
-            let count = rows[done..].partition_point(|&row| (row as usize) < start + run_len);
-            self.rebased.clear();
-            self.rebased.extend(
-                rows[done..done + count]
-                    .iter()
-                    .map(|&row| row - start as u32),
-            );
-            let asked = values.stored(run).is_some_and(|stored| {
-                if let Some(region) = stored.region() {
-                    region.count_reads(count);
-                }
-                self.batch.ask(stored, &self.rebased, values.dim())
-            });
-            self.parts.push(asked);
-            done += count;
-        }
-        self.batch.read();
     }
 }

@@ -6,8 +6,8 @@ use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
 use crate::{
-    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy, rows::ValueRows,
-    sparse::SparseAnswer,
+    PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy,
+    sparse::SparseAnswer, values::DiskValues,
 };
 
 /// Buffers of one query of a group.
@@ -16,7 +16,7 @@ pub(crate) struct QueryScratch {
     pub(crate) rows: Vec<u32>,
     pub(crate) scores: Vec<f32>,
     pub(crate) weights: Vec<f32>,
-    pub(crate) values: ValueRows,
+    pub(crate) rebased: Vec<u32>,
     pub(crate) compensation: CompensationScratch,
 }
 
@@ -28,6 +28,7 @@ pub(crate) struct HeadScratch {
     pub(crate) queries: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) per_query: Vec<QueryScratch>,
+    pub(crate) disk: DiskValues,
     pub(crate) answers: Vec<SparseAnswer>,
     pub(crate) sums: Vec<PartialSums>,
     pub(crate) times: PhaseTimes,

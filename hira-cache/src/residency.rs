@@ -113,7 +113,7 @@ impl Residency {
         statistics.spilled_bytes = self.spill.as_ref().map_or(0, Spill::used) as u64;
         for movable in self.inventory(layers).movable {
             let reads = movable.region.row_reads();
-            statistics.hits += reads.all.saturating_sub(reads.from_disk);
+            statistics.hits += reads.from_memory;
             statistics.disk_rows += reads.from_disk;
             statistics.stalls += reads.waited_for;
         }

@@ -55,7 +55,7 @@ pub struct Region {
 /// Rows that were read since the region was made.
 #[derive(Debug, Default)]
 struct Served {
-    all: AtomicU64,
+    from_memory: AtomicU64,
     from_disk: AtomicU64,
     waited_for: AtomicU64,
 }
@@ -63,9 +63,9 @@ struct Served {
 /// How often rows of a region were read, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RowReads {
-    /// All rows.
-    pub all: u64,
-    /// Those that were read while the region was on disk.
+    /// Rows that were read while the region was in memory.
+    pub from_memory: u64,
+    /// Rows that were read while it was on disk, once for all queries that wanted them together.
     pub from_disk: u64,
     /// Those of these that the system did not have in memory, so that somebody waited.
     pub waited_for: u64,
@@ -347,7 +347,10 @@ impl Region {
     #[inline]
     pub fn count_reads(&self, rows: usize) {
         self.reads.fetch_add(rows as u64, Ordering::Relaxed);
-        self.served.all.fetch_add(rows as u64, Ordering::Relaxed);
+        if !self.is_on_disk() {
+            let served = &self.served.from_memory;
+            served.fetch_add(rows as u64, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn count_disk_reads(&self, rows: usize, waited_for: usize) {
@@ -362,7 +365,7 @@ impl Region {
     pub fn row_reads(&self) -> RowReads {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         RowReads {
-            all: load(&self.served.all),
+            from_memory: load(&self.served.from_memory),
             from_disk: load(&self.served.from_disk),
             waited_for: load(&self.served.waited_for),
         }
