@@ -16,7 +16,7 @@ use hira_cache::{BlockMeans, HeadCache, MeanRun};
 use hira_kernels::Kernel;
 use hira_search::TailBlocks;
 
-use crate::rows::add_weighted_values;
+use crate::values::{DiskValues, add_weighted_values};
 
 /// Covers the roundings of a range in f32.
 const ROUNDING: f64 = 1.0 / 1_048_576.0;
@@ -96,6 +96,8 @@ pub(crate) struct TailMass {
 pub(crate) struct CompensatedStep<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) head: &'a HeadCache,
+    /// Those of its values that were read from disk.
+    pub(crate) disk: &'a DiskValues,
     pub(crate) tail: &'a TailBlocks,
     pub(crate) scale: f32,
     /// Positions that the tail knows of.
@@ -182,7 +184,7 @@ impl CompensationScratch {
             }
             add_weighted_values(
                 step.kernel,
-                step.head,
+                (step.head, step.disk),
                 (&near_rows[..count], &[1.0; NEAR_CHUNK][..count]),
                 &mut self.rebased,
                 &mut self.near,
@@ -201,6 +203,7 @@ impl CompensationScratch {
             tail,
             scale,
             ref searched,
+            ..
         } = *step;
         let means = head.means();
         let (low, high) = (factors.tail_low, factors.tail_high);

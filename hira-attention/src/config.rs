@@ -1,6 +1,6 @@
 //! The configuration of attention: what to select, how to index, when to go dense.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hira_cache::{CacheConfig, HiraCache};
 use hira_index::{BuilderConfig, IndexConfig, ProductConfig, SampleConfig, UpdateConfig};
@@ -76,8 +76,17 @@ pub struct HiraAttentionConfig {
     pub precision: Precision,
     /// On which tier each part of the cache should lie. Default `"all_device"`.
     pub memory_policy: MemoryPolicy,
-    /// A hard limit on the bytes of the cache. Default: no limit.
+    /// A hard limit on the bytes of the cache, on all tiers together. Default: no limit.
     pub memory_budget: Option<usize>,
+    /// A hard limit on the bytes of exact keys and values in main memory; sketches, levels and means of values come on top. What does not fit goes to
+    /// `disk_path`, or is refused if there is none. At least a segment of every head has to fit: with many layers choose a shorter
+    /// `segment_len`. Default: no limit.
+    pub host_budget: Option<usize>,
+    /// An existing folder where a file without a name takes exact keys and values that main memory has no room for, or that `memory_policy` wants
+    /// there (`"hybrid"`: all complete segments but those of sinks and window). Linux only. Default: none, everything stays in memory.
+    pub disk_path: Option<PathBuf>,
+    /// A hard limit on the bytes of that file; needs `disk_path`. Default: no limit.
+    pub disk_budget: Option<usize>,
     /// The first keys, always attended to. Default 4.
     pub sink_tokens: usize,
     /// The most recent keys, always attended to. Default 64.
@@ -150,6 +159,9 @@ impl Default for HiraAttentionConfig {
             precision: Precision::F32,
             memory_policy: MemoryPolicy::default(),
             memory_budget: None,
+            host_budget: None,
+            disk_path: None,
+            disk_budget: None,
             sink_tokens: 4,
             recent_window: 64,
             sliding_window: None,
@@ -325,6 +337,20 @@ impl HiraAttentionConfig {
     #[must_use]
     pub fn with_plan(mut self, plan: PlanPolicy) -> Self {
         self.plan = plan;
+        self
+    }
+
+    /// Sets a hard limit on the bytes of exact keys and values in main memory.
+    #[must_use]
+    pub fn with_host_budget(mut self, bytes: usize) -> Self {
+        self.host_budget = Some(bytes);
+        self
+    }
+
+    /// Sets the folder for rows that main memory has no room for.
+    #[must_use]
+    pub fn with_disk_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.disk_path = Some(path.into());
         self
     }
 
@@ -506,6 +532,11 @@ impl HiraAttentionConfig {
                     seed: self.sample_seed,
                 }),
         );
+        let limit = |bytes: Option<usize>| bytes.map_or(Budget::unlimited(), Budget::limited);
+        config.host_budget = limit(self.host_budget);
+        config.disk_path = self.disk_path.clone();
+        config.disk_budget = limit(self.disk_budget);
+        config.pinned = (self.sink_tokens, self.recent_window);
         config.kernel = self.kernel()?;
         Ok(HiraCache::new(config)?)
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use hira_cache::{HeadCache, KvRun};
 use hira_kernels::{
     Kernel, SoftmaxState, StoredVec, Team,
-    dense::{DenseShape, KeyRun, KeyWindow, QueryBlock, RowStrides},
+    dense::{DenseShape, KeyRun, KeyWindow, QueryBlock, RowHolder, RowStrides},
 };
 use rayon::prelude::*;
 
@@ -86,12 +86,19 @@ impl DenseStep {
         for state in states.iter_mut() {
             state.reset(self.value_dim);
         }
+        let on_disk = head.is_on_disk();
         let attend = |range: usize, states: &mut [SoftmaxState], dense: &mut _, copy: &mut _| {
             let start = (from + range) * length;
-            let range = positions.start.max(start)..positions.end.min(start + length);
-            let run = one_run(head, range, copy);
+            let here = positions.start.max(start)..positions.end.min(start + length);
+            if on_disk {
+                head.will_need(here.clone());
+            }
+            let run = one_run(head, here.clone(), copy);
             self.kernel
                 .dense_decode_into(queries, run, self.shape(), states, dense);
+            if on_disk {
+                head.forget(here);
+            }
         };
         let tasks = states.chunks_exact_mut(group).enumerate();
         team.for_each(tasks, |(range, states)| {
@@ -207,8 +214,18 @@ pub(crate) fn runs_of<'a>(
     copies: &'a [RangeCopy],
     visible: Range<usize>,
 ) -> Vec<KeyRun<'a>> {
-    let runs = key_ranges(visible).zip(copies);
-    runs.map(|(range, copy)| copy.run(head, range)).collect()
+    let on_disk = head.is_on_disk();
+    let ranges = key_ranges(visible).zip(copies);
+    let runs = ranges.map(|(range, copy)| {
+        let start = range.start;
+        let run = copy.run(head, range);
+        if on_disk {
+            run.held_by(head, start)
+        } else {
+            run
+        }
+    });
+    runs.collect()
 }
 
 /// Rows of one range that lie in several segments, side by side as they are stored.
@@ -228,10 +245,10 @@ impl RangeCopy {
             Some(run) => key_run(run),
             None => {
                 let (keys, values) = (self.keys.as_slice(), self.values.as_slice());
-                KeyRun {
-                    keys: keys.slice(0..positions.len() * head.index().dim()),
-                    values: values.slice(0..positions.len() * head.values().dim()),
-                }
+                KeyRun::new(
+                    keys.slice(0..positions.len() * head.index().dim()),
+                    values.slice(0..positions.len() * head.values().dim()),
+                )
             }
         }
     }

@@ -61,6 +61,7 @@ mod scratch;
 mod sparse;
 mod sums;
 mod validate;
+mod values;
 
 #[cfg(feature = "burn")]
 mod module;

@@ -145,33 +145,3 @@ fn score_range(
             .extend(run.start as u32..(run.start + run.len) as u32);
     }
 }
-
-/// `out += sum of weights[i] * value of rows[i]`, rows in order; `rebased` is a buffer.
-pub(crate) fn add_weighted_values(
-    kernel: Kernel,
-    head: &HeadCache,
-    (rows, weights): (&[u32], &[f32]),
-    rebased: &mut Vec<u32>,
-    out: &mut [f32],
-) {
-    let values = head.values();
-    let run_len = values.run_len();
-    let mut done = 0;
-    while let Some(&row) = rows.get(done) {
-        let run = row as usize / run_len;
-        let start = run * run_len;
-        let count = rows[done..].partition_point(|&row| (row as usize) < start + run_len);
-        let in_run = &rows[done..done + count];
-        let rows_of_run: &[u32] = if start == 0 {
-            in_run
-        } else {
-            rebased.clear();
-            rebased.extend(in_run.iter().map(|&row| row - start as u32));
-            rebased
-        };
-        if let Some(values) = values.run(run) {
-            kernel.weighted_sum_into(&weights[done..done + count], values, rows_of_run, out);
-        }
-        done += count;
-    }
-}

@@ -7,7 +7,7 @@ use hira_search::{Scratch, Selection};
 
 use crate::{
     PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy,
-    sparse::SparseAnswer,
+    sparse::SparseAnswer, values::DiskValues,
 };
 
 /// Buffers of one query of a group.
@@ -28,6 +28,7 @@ pub(crate) struct HeadScratch {
     pub(crate) queries: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) per_query: Vec<QueryScratch>,
+    pub(crate) disk: DiskValues,
     pub(crate) answers: Vec<SparseAnswer>,
     pub(crate) sums: Vec<PartialSums>,
     pub(crate) times: PhaseTimes,

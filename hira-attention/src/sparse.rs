@@ -11,8 +11,9 @@ use crate::{
     Certificate,
     certificate::{Attended, Premises},
     compensation::CompensatedStep,
-    rows::{Always, add_weighted_values},
+    rows::Always,
     scratch::{HeadScratch, QueryScratch},
+    values::{DiskValues, add_weighted_values},
 };
 
 /// What the sparse plan needs beside the head.
@@ -96,6 +97,11 @@ impl SparseStep<'_> {
             scratch.times.search += start.elapsed();
             Instant::now()
         });
+        let selected = scratch.selections.iter();
+        scratch
+            .disk
+            .read(head, selected.map(|selection| &selection.positions[..]));
+        let disk = &scratch.disk;
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
         let found = queries.chunks_exact(dim).zip(&scratch.selections);
@@ -104,7 +110,8 @@ impl SparseStep<'_> {
         self.team.for_each(
             tasks.enumerate(),
             |(row, (((query, selection), buffers), (out, answer)))| {
-                *answer = self.attend_one(head, query, selection, always(row), buffers, out);
+                *answer =
+                    self.attend_one((head, disk), query, selection, always(row), buffers, out);
             },
         );
         if let Some(found_at) = found_at {
@@ -125,7 +132,7 @@ impl SparseStep<'_> {
 
     fn attend_one(
         &self,
-        head: &HeadCache,
+        (head, disk): (&HeadCache, &DiskValues),
         query: &[f32],
         selection: &Selection,
         always: Always,
@@ -149,7 +156,7 @@ impl SparseStep<'_> {
         out.fill(0.0);
         let attended_rows = (&buffers.rows[..], &buffers.weights[..]);
         let rebased = &mut buffers.rebased;
-        add_weighted_values(self.kernel, head, attended_rows, rebased, out);
+        add_weighted_values(self.kernel, (head, disk), attended_rows, rebased, out);
         let premises = self.premises(head, query.len());
         let mut attended = Attended {
             query_norm: norm(query),
@@ -169,6 +176,7 @@ impl SparseStep<'_> {
             let step = CompensatedStep {
                 kernel: self.kernel,
                 head,
+                disk,
                 tail: blocks,
                 scale: self.scale,
                 searched: always.searched(),

@@ -132,6 +132,9 @@ impl HiraAttentionConfig {
             product.validate()?;
         }
         self.memory_policy.validate()?;
+        if let (Some(bytes), None) = (self.disk_budget, &self.disk_path) {
+            return value("disk_budget", "needs a disk_path", bytes as f64);
+        }
         let rule = self.rule()?;
         rule.validate()?;
         // Without a sample such a rule would select every key, which is dense attention by a detour.

@@ -1,9 +1,11 @@
 //! The cache of a whole decoder.
 
-use hira_kernels::tile_lines;
-use hira_memory::{MemoryReport, Tier};
+use std::sync::Arc;
 
-use crate::{BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache};
+use hira_kernels::tile_lines;
+use hira_memory::{MemoryReport, Part, Placement, Tier, TierStatistics};
+
+use crate::{BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache, residency::Residency};
 
 /// Keys, values and key indexes of every layer, sequence and KV head.
 ///
@@ -15,6 +17,7 @@ use crate::{BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache};
 pub struct HiraCache {
     config: CacheConfig,
     layers: Vec<LayerCache>,
+    residency: Residency,
 }
 
 /// What a cache holds, at a glance.
@@ -48,10 +51,25 @@ impl HiraCache {
     ///
     /// [`CacheError`] that names the key of an impossible value.
     pub fn new(config: CacheConfig) -> Result<Self, CacheError> {
+        let policy = Arc::new(config.memory_policy);
+        Self::with_placement(config, policy)
+    }
+
+    /// An empty cache whose rows lie where `policy` says, instead of the [`memory_policy`](CacheConfig::memory_policy).
+    ///
+    /// # Errors
+    ///
+    /// As [`HiraCache::new`].
+    pub fn with_placement(
+        config: CacheConfig,
+        policy: Arc<dyn Placement>,
+    ) -> Result<Self, CacheError> {
         config.validate()?;
+        let residency = Residency::new(&config, policy)?;
         let layers = (0..config.layers).map(|layer| LayerCache::new(&config, layer));
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
+            residency,
             config,
         })
     }
@@ -125,7 +143,39 @@ impl HiraCache {
             let used = self.memory().total();
             self.config.budget.check(used, requested)?;
         }
-        self.layer_mut(layer)?.append_checked(tokens, keys, values)
+        if self.residency.is_active() {
+            return self.append_to_tiers(layer, tokens, keys, values);
+        }
+        self.layer_mut(layer)?
+            .append_checked(tokens, 0..tokens, keys, values)
+    }
+
+    /// Appends checked rows segment by segment, and makes room for each before.
+    fn append_to_tiers(
+        &mut self,
+        layer: usize,
+        tokens: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Result<(), CacheError> {
+        self.residency.check(&self.layers, layer, tokens)?;
+        let before = self.layers[layer].len();
+        let mut done = 0;
+        while done < tokens {
+            let piece = self.residency.piece(before + done, tokens - done);
+            let room = self.residency.make_room(&mut self.layers, layer, piece);
+            let stored = room.map_err(CacheError::from).and_then(|()| {
+                self.layers[layer].append_checked(tokens, done..done + piece, keys, values)
+            });
+            if let Err(error) = stored {
+                self.layers[layer].truncate(before)?;
+                return Err(error);
+            }
+            done += piece;
+            self.residency
+                .settle(&mut self.layers, layer, before + done, piece);
+        }
+        Ok(())
     }
 
     /// Bytes that one token adds to one layer: exact key and value, and its shares of a sketch tile and of a block's mean value.
@@ -176,7 +226,9 @@ impl HiraCache {
         }
     }
 
-    /// Bytes in use, by part and tier.
+    /// Bytes in use, by part and by the tier on which they are.
+    ///
+    /// Rows on [`Tier::Disk`] are in a file, and in main memory only as far as the system caches it.
     pub fn memory(&self) -> MemoryReport {
         let mut report = MemoryReport::default();
         let capacity = self.config.budget.limit().unwrap_or(usize::MAX);
@@ -187,15 +239,32 @@ impl HiraCache {
             .config
             .memory_policy
             .under_pressure(used.sum(), capacity);
+        let place = |part| match policy {
+            _ if self.residency.is_active() => self.residency.tier_of(part),
+            policy => policy.place(part, &self.config.tiers),
+        };
         for head in heads() {
-            report.add_index(
-                &head.index().memory_usage(),
-                values(head),
-                policy,
-                &self.config.tiers,
-            );
+            let index = head.index().memory_usage();
+            report.add_index(&index, place);
+            let on_disk = |part| {
+                let rows = head.stored().filter(|(of, _, _)| *of == part);
+                let rows = rows.filter(|(_, _, rows)| rows.is_on_disk());
+                rows.map(|(_, _, rows)| rows.bytes()).sum::<usize>()
+            };
+            for (part, bytes) in [(Part::Keys, index.keys), (Part::Values, values(head))] {
+                let below = on_disk(part);
+                report.add(part, place(part), bytes - below);
+                if below > 0 {
+                    report.add(part, Tier::Disk, below);
+                }
+            }
         }
         report
+    }
+
+    /// What was read from which tier, and what was moved between them.
+    pub fn tier_statistics(&self) -> TierStatistics {
+        self.residency.statistics(&self.layers)
     }
 
     /// Shape, length and memory.

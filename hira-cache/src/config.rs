@@ -1,5 +1,7 @@
 //! The shape and the limits of a cache.
 
+use std::path::PathBuf;
+
 use hira_index::IndexConfig;
 use hira_kernels::{Kernel, TILE};
 use hira_memory::{Budget, MemoryPolicy, Tier};
@@ -39,7 +41,17 @@ pub struct CacheConfig {
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of keys, values and index.
     pub budget: Budget,
-    /// Tiers that this machine has.
+    /// A hard limit on the bytes of exact keys and values in main memory, as allocated; what every step reads (sketches, levels, means of values)
+    /// comes on top. What does not fit goes to disk, or is refused if there is no [`disk_path`](Self::disk_path).
+    pub host_budget: Budget,
+    /// An existing folder for a file that takes exact keys and values of complete segments, on Linux. Default: none. The file has no name and
+    /// goes with the cache and its forks.
+    pub disk_path: Option<PathBuf>,
+    /// A hard limit on the bytes of that file.
+    pub disk_budget: Budget,
+    /// First and most recent positions whose rows are the last to go to disk. Default 4 and 64.
+    pub pinned: (usize, usize),
+    /// Tiers that this machine has, [`Tier::Disk`] aside, which is there if there is a `disk_path`.
     pub tiers: Vec<Tier>,
     /// The kernel that quantises keys.
     pub kernel: Kernel,
@@ -70,6 +82,10 @@ impl CacheConfig {
             evict_slack: 0,
             memory_policy: MemoryPolicy::default(),
             budget: Budget::unlimited(),
+            host_budget: Budget::unlimited(),
+            disk_path: None,
+            disk_budget: Budget::unlimited(),
+            pinned: (4, 64),
             tiers: vec![Tier::Host],
             kernel: Kernel::best(),
         }
@@ -130,6 +146,21 @@ impl CacheConfig {
     #[must_use]
     pub fn with_memory_policy(mut self, policy: MemoryPolicy) -> Self {
         self.memory_policy = policy;
+        self
+    }
+
+    /// Sets a hard limit on the bytes of exact keys and values in main memory.
+    #[must_use]
+    pub fn with_host_budget(mut self, budget: Budget) -> Self {
+        self.host_budget = budget;
+        self
+    }
+
+    /// Sets the folder for rows that leave main memory, and a hard limit on their bytes there.
+    #[must_use]
+    pub fn with_disk(mut self, path: impl Into<PathBuf>, budget: Budget) -> Self {
+        self.disk_path = Some(path.into());
+        self.disk_budget = budget;
         self
     }
 

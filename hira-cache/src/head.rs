@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use hira_index::{HierarchicalIndex, IndexError};
-use hira_kernels::{MAX_NORM, Precision, StoredSlice};
+use hira_kernels::{MAX_NORM, Precision, StoredRows, StoredSlice, dense::RowHolder};
+use hira_memory::Part;
 use hira_search::SearchHistory;
 
 use crate::window::segment_len;
@@ -173,6 +174,49 @@ impl HeadCache {
         })
     }
 
+    /// Whether some rows are on disk.
+    pub fn is_on_disk(&self) -> bool {
+        let mut keys = self.index.segments();
+        keys.any(|segment| segment.rows().is_on_disk())
+            || self.values.runs().any(|(_, run)| run.is_on_disk())
+    }
+
+    /// Calls `what` with stored rows, keys and values, and the part of them that holds `positions`.
+    fn for_stored(&self, positions: Range<usize>, what: impl Fn(&StoredRows, Range<usize>)) {
+        let part = |rows: &StoredRows, start: usize, dim: usize| {
+            let first = positions.start.max(start);
+            let end = positions.end.min(start + rows.len() / dim);
+            if first < end {
+                what(rows, (first - start) * dim..(end - start) * dim);
+            }
+        };
+        for segment in self.index.segments() {
+            part(segment.rows(), segment.start(), self.index.dim());
+        }
+        for (start, run) in self.values.runs() {
+            part(run, start, self.values.dim());
+        }
+    }
+
+    /// Everything whose residence can change, and what cannot: each part with the position of its first row.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (Part, usize, &StoredRows)> {
+        let keys = self.index.segments();
+        let keys = keys.map(|segment| (Part::Keys, segment.start(), segment.rows()));
+        let values = self.values.runs();
+        keys.chain(values.map(|(start, run)| (Part::Values, start, run)))
+    }
+
+    /// Moves what is complete into regions, as far as the system and forks let it.
+    pub(crate) fn move_to_regions(&mut self) {
+        self.index.move_keys_to_regions();
+        self.values.move_to_regions();
+    }
+
+    /// Waits for what is built in the background.
+    pub(crate) fn finish_builds(&mut self) {
+        self.index.finish_builds();
+    }
+
     /// Has the processor fetch what the next token is written to.
     pub(crate) fn prefetch_end(&self) {
         self.index.prefetch_end();
@@ -234,6 +278,18 @@ impl HeadCache {
         self.history = None;
         self.widening = None;
         self.searches = SearchHistory::default();
+    }
+}
+
+/// Rows on disk are asked for without waiting, and their pages are taken out of this process's memory when they were read; nothing happens to
+/// others.
+impl RowHolder for HeadCache {
+    fn will_need(&self, positions: Range<usize>) {
+        self.for_stored(positions, |rows, values| rows.will_need(values));
+    }
+
+    fn forget(&self, positions: Range<usize>) {
+        self.for_stored(positions, |rows, values| rows.forget(values));
     }
 }
 

@@ -1,5 +1,7 @@
 //! One decoder layer: its heads, sequence by sequence.
 
+use std::ops::Range;
+
 use hira_index::IndexError;
 
 use crate::window::LayerWindow;
@@ -181,26 +183,33 @@ impl LayerCache {
     /// [`CacheError`] for a wrong length, too many tokens, a non-finite or too large row or element. The layer is then unchanged.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
         let tokens = self.check(keys, values)?;
-        self.append_checked(tokens, keys, values)
+        self.append_checked(tokens, 0..tokens, keys, values)
     }
 
-    /// Appends what [`LayerCache::check`] has accepted.
+    /// Appends those tokens in `range` of what [`LayerCache::check`] has accepted.
     pub(crate) fn append_checked(
         &mut self,
         tokens: usize,
+        range: Range<usize>,
         keys: &[f32],
         values: &[f32],
     ) -> Result<(), CacheError> {
-        if tokens == 0 {
+        if range.is_empty() {
             return Ok(());
         }
-        self.evict();
+        if range.start == 0 {
+            // later parts of a batch may not: the queries of the earlier ones have not been answered yet
+            self.evict();
+        }
+        let (head_dim, value_dim) = (self.head_dim, self.value_dim);
         let keys = keys.chunks_exact(tokens * self.head_dim);
         let values = values.chunks_exact(tokens * self.value_dim);
         let kv_heads = self.kv_heads;
         for (i, ((cache, keys), values)) in self.heads.iter_mut().zip(keys).zip(values).enumerate()
         {
             // every reason to refuse was checked for all heads
+            let keys = &keys[range.start * head_dim..range.end * head_dim];
+            let values = &values[range.start * value_dim..range.end * value_dim];
             cache
                 .append(keys, values)
                 .map_err(|source| CacheError::Keys {
@@ -236,6 +245,19 @@ impl LayerCache {
             head.truncate(len);
         }
         Ok(())
+    }
+
+    /// Moves what is complete into regions, where it can be moved between tiers.
+    pub(crate) fn move_to_regions(&mut self) {
+        for head in &mut self.heads {
+            head.move_to_regions();
+        }
+    }
+
+    pub(crate) fn finish_builds(&mut self) {
+        for head in &mut self.heads {
+            head.finish_builds();
+        }
     }
 
     pub(crate) fn reset(&mut self) {

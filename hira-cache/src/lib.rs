@@ -26,6 +26,7 @@ mod error;
 mod head;
 mod layer;
 mod means;
+mod residency;
 mod values;
 mod window;
 

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use hira_kernels::{Precision, StoredSlice, StoredVec, prefetch};
+use hira_kernels::{Precision, StoredRows, StoredSlice, StoredVec, prefetch};
 
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
 const RESERVE_ROWS: usize = 512;
@@ -20,7 +20,7 @@ pub struct ValueStore {
     precision: Precision,
     /// Full runs in front that were evicted.
     evicted: usize,
-    runs: Vec<Arc<StoredVec>>,
+    runs: Vec<Arc<StoredRows>>,
 }
 
 impl ValueStore {
@@ -67,6 +67,28 @@ impl ValueStore {
         self.runs.get(i).map(|run| run.as_slice())
     }
 
+    /// The runs that are stored, with the position of the first row of each and where they lie; all but the last are full.
+    pub fn runs(&self) -> impl ExactSizeIterator<Item = (usize, &StoredRows)> {
+        let runs = self.runs.iter().enumerate();
+        runs.map(|(i, run)| ((self.evicted + i) * self.run_len, &**run))
+    }
+
+    /// Run `i`, with where it lies; `None` if there is no such run, or it was evicted.
+    pub fn stored(&self, i: usize) -> Option<&StoredRows> {
+        let i = i.checked_sub(self.evicted)?;
+        self.runs.get(i).map(|run| &**run)
+    }
+
+    /// Moves every full run into a [region](hira_kernels::Region), where its residence can change. One that a fork shares stays owned; so
+    /// does everything where there are no regions.
+    pub(crate) fn move_to_regions(&mut self) {
+        let full = (self.len / self.run_len).saturating_sub(self.evicted);
+        for run in self.runs[..full].iter_mut().filter_map(Arc::get_mut) {
+            // a run that cannot be moved is one that stays in memory
+            let _ = run.move_to_region();
+        }
+    }
+
     /// The row at `position`.
     pub fn row(&self, position: usize) -> Option<StoredSlice<'_>> {
         let run = self.run(position / self.run_len)?;
@@ -103,12 +125,13 @@ impl ValueStore {
     pub(crate) fn append(&mut self, mut rows: &[f32]) {
         while !rows.is_empty() {
             if self.len.is_multiple_of(self.run_len) {
-                self.runs.push(Arc::new(StoredVec::new(self.precision)));
+                self.runs.push(Arc::new(StoredRows::new(self.precision)));
             }
             let room = self.run_len - self.len % self.run_len;
             let count = (rows.len() / self.dim).min(room);
             let (now, later) = rows.split_at(count * self.dim);
             if let Some(run) = self.runs.last_mut().map(Arc::make_mut) {
+                let run = run.to_mut();
                 let free = run.capacity() - run.len();
                 if free < now.len() {
                     // A sixteenth more than a long prompt needs: the token after it would else have all of it copied.
@@ -149,7 +172,14 @@ impl ValueStore {
         if kept != 0
             && let Some(run) = self.runs.last_mut()
         {
-            Arc::make_mut(run).truncate(kept * self.dim);
+            if run.region().is_some() || Arc::get_mut(run).is_none() {
+                // Of what others share, only what is kept is copied.
+                let mut copy = StoredVec::new(self.precision);
+                copy.extend(run.as_slice().slice(0..kept * self.dim));
+                *run = Arc::new(copy.into());
+            } else {
+                Arc::make_mut(run).truncate(kept * self.dim);
+            }
         }
         self.len = len;
     }

@@ -268,6 +268,20 @@ impl HierarchicalIndex {
         }
     }
 
+    /// Moves the keys of every sealed segment into a [region](hira_kernels::Region), where their residence can change. Those that a fork or a
+    /// build shares stay owned; so does everything where there are no regions.
+    ///
+    /// # Complexity
+    ///
+    /// O(segments), and a copy of the keys that are moved.
+    pub fn move_keys_to_regions(&mut self) {
+        self.take_finished();
+        for segment in self.sealed.iter_mut().filter_map(Arc::get_mut) {
+            // keys that cannot be moved are keys that stay in memory
+            let _ = segment.move_keys_to_region();
+        }
+    }
+
     /// Number of builds that are under way in the background.
     pub fn pending_builds(&self) -> usize {
         self.pending.len()

@@ -41,6 +41,7 @@ mod reservoir;
 mod rows;
 mod segment;
 mod sketch;
+mod slots;
 mod update;
 mod validate;
 mod widen;

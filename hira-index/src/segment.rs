@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
-use hira_kernels::{Kernel, ProductView, SketchView, StoredSlice, StoredVec, TILE, prefetch};
+use hira_kernels::{
+    Kernel, ProductView, SketchView, StoredRows, StoredSlice, StoredVec, TILE, prefetch,
+};
 
 use crate::level::Level;
 use crate::sketch::{Sketch, growth};
@@ -41,7 +42,7 @@ use crate::{
 pub struct Segment {
     start: usize,
     dim: usize,
-    keys: StoredVec,
+    keys: StoredRows,
     centre: Vec<f32>,
     sketch: Option<Sketch>,
     product: Option<ProductCodes>,
@@ -110,17 +111,6 @@ impl Segment {
         &self.centre
     }
 
-    /// Position within the segment of the key in `slot` of the sketch.
-    ///
-    /// # Panics
-    ///
-    /// If the segment has an order and `slot` is not below [`len`](Self::len).
-    pub fn position_of_slot(&self, slot: u32) -> u32 {
-        self.order
-            .as_ref()
-            .map_or(slot, |order| order[slot as usize])
-    }
-
     /// Position within the segment of every slot; `None` if slots are positions.
     ///
     /// Within a cluster of the finest coarse level the positions ascend.
@@ -159,76 +149,12 @@ impl Segment {
         self.build_error
     }
 
-    /// The slots of a cluster: those of its descendants, which are contiguous.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such level or cluster.
-    pub fn slots(&self, level: usize, cluster: usize) -> Range<u32> {
-        self.below(&self.levels[level..], cluster)
-    }
-
-    /// The positions within the segment of the members of a cluster, in slot order.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such level or cluster.
-    pub fn members(&self, level: usize, cluster: usize) -> impl Iterator<Item = u32> {
-        self.slots(level, cluster)
-            .map(|slot| self.position_of_slot(slot))
-    }
-
-    /// The slot of the key at `position` of the segment; `None` if there is no such key.
-    ///
-    /// # Complexity
-    ///
-    /// O(len): nothing that a search does needs this direction.
-    pub fn slot_of_position(&self, position: u32) -> Option<u32> {
-        match &self.order {
-            None => ((position as usize) < self.len()).then_some(position),
-            Some(order) => order
-                .iter()
-                .position(|&p| p == position)
-                .map(|slot| slot as u32),
-        }
-    }
-
-    /// The clusters that hold `slot`: one on each coarse level, the coarsest first.
-    ///
-    /// Empty if the segment has no coarse levels.
-    ///
-    /// # Complexity
-    ///
-    /// O(levels * log(clusters)).
-    pub fn clusters_of_slot(&self, slot: u32) -> Vec<u32> {
-        let mut child = slot;
-        let mut path: Vec<u32> = Vec::with_capacity(self.levels.len());
-        for level in self.levels.iter().rev() {
-            child = level.parent(child);
-            path.push(child);
-        }
-        path.reverse();
-        path
-    }
-
-    /// The clusters of the finest coarse level that belong to a cluster.
-    pub(crate) fn leaves(&self, level: usize, cluster: usize) -> Range<u32> {
-        self.below(&self.levels[level..self.levels.len() - 1], cluster)
-    }
-
-    fn below(&self, levels: &[Level], cluster: usize) -> Range<u32> {
-        let cluster = cluster as u32;
-        levels.iter().fold(cluster..cluster + 1, |range, level| {
-            level.children(range.start as usize).start..level.children(range.end as usize - 1).end
-        })
-    }
-
     /// An open segment without keys. Its sketch is about `centre`, unless a first batch says better.
     pub(crate) fn open(start: usize, config: &IndexConfig, centre: Vec<f32>) -> Self {
         Self {
             start,
             dim: config.dim,
-            keys: StoredVec::new(config.precision),
+            keys: StoredRows::new(config.precision),
             centre,
             sketch: (config.num_levels > 0).then(|| Sketch::new(config.dim)),
             product: None,
@@ -243,13 +169,23 @@ impl Segment {
     /// A segment of checked rows, without a sketch: only [`seal`](Self::seal) may follow.
     pub(crate) fn of_keys(start: usize, config: &IndexConfig, keys: StoredVec) -> Self {
         Self {
-            keys,
+            keys: keys.into(),
             ..Self::open(start, config, Vec::new())
         }
     }
 
     pub(crate) fn into_keys(self) -> StoredVec {
-        self.keys
+        self.keys.into_owned()
+    }
+
+    /// The exact keys, with where they lie.
+    pub fn rows(&self) -> &StoredRows {
+        &self.keys
+    }
+
+    /// Moves the keys of a sealed segment into a region, if the system lets it.
+    pub(crate) fn move_keys_to_region(&mut self) -> std::io::Result<()> {
+        self.keys.move_to_region()
     }
 
     /// Takes no more keys: the segment is about to be built into another.
@@ -259,7 +195,7 @@ impl Segment {
 
     /// Takes no more keys, and gives spare room back: forks are about to share the segment. Its keys are sketched.
     pub(crate) fn freeze(&mut self) {
-        self.keys.shrink_to_fit();
+        self.keys.to_mut().shrink_to_fit();
         if let Some(sketch) = &mut self.sketch {
             sketch.shrink();
         }
@@ -293,7 +229,7 @@ impl Segment {
         widener: &mut Widener,
     ) {
         self.reserve(keys.len(), config.segment_len);
-        self.keys.extend_rounded(keys);
+        self.keys.to_mut().extend_rounded(keys);
         self.sketch_due(kernel, config, widener);
     }
 
@@ -306,22 +242,23 @@ impl Segment {
         widener: &mut Widener,
     ) {
         self.reserve(keys.len(), config.segment_len);
-        self.keys.extend(keys);
+        self.keys.to_mut().extend(keys);
         self.sketch_due(kernel, config, widener);
     }
 
     /// Appends rows, rounded, of a segment that is built at once, which sketches them.
     pub(crate) fn append_last(&mut self, keys: &[f32]) {
         self.reserve(keys.len(), self.len() + keys.len() / self.dim);
-        self.keys.extend_rounded(keys);
+        self.keys.to_mut().extend_rounded(keys);
     }
 
     /// Makes room for `added` values more; `limit` is the most keys that will ever be stored.
     fn reserve(&mut self, added: usize, limit: usize) {
         let needed = self.keys.len() + added;
         let (least, most) = (TILE * self.dim, limit * self.dim);
-        let capacity = growth(self.keys.capacity(), needed, least, most);
-        self.keys.reserve_exact(capacity - self.keys.len());
+        let keys = self.keys.to_mut();
+        let capacity = growth(keys.capacity(), needed, least, most);
+        keys.reserve_exact(capacity - keys.len());
     }
 
     /// Has the processor fetch what the next key is written to.
@@ -401,13 +338,13 @@ impl Segment {
         }
         self.finish(kernel, config, &wide);
         drop(wide);
-        self.keys = keys;
+        self.keys = keys.into();
     }
 
     /// The keys, without spare room; whoever takes them puts them back.
     fn take_keys(&mut self) -> StoredVec {
-        let empty = StoredVec::new(self.keys.precision());
-        let mut keys = std::mem::replace(&mut self.keys, empty);
+        let empty = StoredRows::new(self.keys.precision());
+        let mut keys = std::mem::replace(&mut self.keys, empty).into_owned();
         keys.shrink_to_fit();
         keys
     }
@@ -432,7 +369,10 @@ impl Segment {
         joined.updates = self.updates + 1;
         joined.finish(kernel, config, &wide);
         drop(wide);
-        Self { keys, ..joined }
+        Self {
+            keys: keys.into(),
+            ..joined
+        }
     }
 
     /// What follows once the order of the slots is known; `keys` are the segment's in `f32`.
@@ -564,10 +504,10 @@ mod tests {
     }
 
     /// The keys of a segment, each value moved by what `by` says.
-    fn moved(segment: &Segment, by: impl Fn(usize) -> f32) -> StoredVec {
+    fn moved(segment: &Segment, by: impl Fn(usize) -> f32) -> StoredRows {
         let keys = segment.wide_keys();
         let keys: Vec<f32> = keys.iter().enumerate().map(|(i, x)| x + by(i)).collect();
-        StoredVec::F32(keys)
+        StoredVec::F32(keys).into()
     }
 
     /// What validation says of a segment after `damage`.

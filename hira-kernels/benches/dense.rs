@@ -80,7 +80,7 @@ fn decode(c: &mut Criterion) {
 fn decode_stored(c: &mut Criterion, dim: usize, keys: StoredSlice<'_>, values: StoredSlice<'_>) {
     let mut scratch = DenseScratch::new();
     let (wide_keys, wide_values) = (keys.widened(), values.widened());
-    let run = KeyRun { keys, values };
+    let run = KeyRun::new(keys, values);
     let precision = keys.precision();
     let shape = DenseShape {
         dim,

@@ -46,6 +46,8 @@ pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::{Kernel, SoftmaxState, StoredSlice};
@@ -68,6 +70,16 @@ pub struct KeyRun<'a> {
     pub keys: StoredSlice<'a>,
     /// `[n][Dv]`.
     pub values: StoredSlice<'a>,
+    holder: Option<(&'a dyn RowHolder, usize)>,
+}
+
+/// Holds rows some of which are on disk, and is told when those of a run are about to be read, and when they were.
+pub trait RowHolder: std::fmt::Debug + Sync {
+    /// The rows at `positions` are read next.
+    fn will_need(&self, positions: Range<usize>);
+
+    /// The rows at `positions` were read.
+    fn forget(&self, positions: Range<usize>);
 }
 
 impl<'a> KeyRun<'a> {
@@ -76,6 +88,17 @@ impl<'a> KeyRun<'a> {
         Self {
             keys: keys.into(),
             values: values.into(),
+            holder: None,
+        }
+    }
+
+    /// Has `holder` told when the run is read, whose first row it holds at position `start`. Only
+    /// [`dense_prefill_into`](Kernel::dense_prefill_into) does: a decode reads one run, around which its caller knows what happens.
+    #[must_use]
+    pub fn held_by(self, holder: &'a dyn RowHolder, start: usize) -> Self {
+        Self {
+            holder: Some((holder, start)),
+            ..self
         }
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! * [`Kernel::score`], [`Kernel::scores_into`], [`Kernel::scores_at_into`]: the canonical score `q . k`.
 //! * [`Precision`], [`StoredSlice`], [`StoredVec`]: exact rows in `f32`, `f16` or `bf16`, as every kernel over exact rows takes them.
+//! * [`Region`], [`StoredRows`]: rows at a fixed address that are in memory or in a file.
 //! * [`Kernel::quantise_keys`], [`SketchView`]: int8 codes, 16 keys to a tile, with a proven residual norm.
 //! * [`QueryGroup`], [`Kernel::intervals_into`], [`Kernel::scan_into`]: proven intervals for the scores of a whole
 //!   group of queries in one pass over the tiles, and the slots whose upper bound reaches a threshold.
@@ -50,6 +51,7 @@
 //! assert!(found[0].slots.contains(&3));
 //! ```
 
+mod batch;
 mod bf16;
 mod boxes;
 mod ceiling;
@@ -70,6 +72,8 @@ mod precision;
 mod prefetch;
 mod product;
 mod query;
+mod region;
+mod rows;
 mod scalar;
 mod scan;
 mod score;
@@ -86,6 +90,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod portable;
 
+pub use batch::RowBatch;
 pub use error::KernelError;
 pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]
@@ -97,6 +102,8 @@ pub use precision::Precision;
 pub use prefetch::prefetch;
 pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};
 pub use query::{QueryGroup, SegmentOffsets};
+pub use region::{Backing, Region, RowReads};
+pub use rows::{StoredRows, bytes_of};
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};
 pub use softmax::SoftmaxState;

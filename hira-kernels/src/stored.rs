@@ -285,6 +285,28 @@ impl StoredVec {
     }
 }
 
+impl StoredVec {
+    /// Appends `len` zeros.
+    pub(crate) fn extend_zeros(&mut self, len: usize) {
+        let len = self.len() + len;
+        match self {
+            Self::F32(values) => values.resize(len, 0.0),
+            Self::F16(values) => values.resize(len, f16::ZERO),
+            Self::Bf16(values) => values.resize(len, bf16::ZERO),
+        }
+    }
+
+    /// The bytes of the values, to be written as they are in memory.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        fn bytes<T>(values: &mut [T]) -> &mut [u8] {
+            let bytes = size_of_val(values);
+            // SAFETY: called with numbers without padding of which every pattern of bits is one, borrowed mutably for as long.
+            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), bytes) }
+        }
+        for_vectors!(self, values => bytes(values))
+    }
+}
+
 /// No values of `f32`.
 impl Default for StoredVec {
     fn default() -> Self {

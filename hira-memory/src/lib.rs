@@ -5,8 +5,9 @@
 //! has; a [`Budget`] is a hard limit in bytes that is checked *before* anything is stored; a [`MemoryReport`] lists what
 //! is used, part by part and tier by tier.
 //!
-//! On a machine without an accelerator the tensors' own memory is host memory: the only tier is [`Tier::Host`], and every
-//! policy resolves to it.
+//! On a machine without an accelerator the tensors' own memory is host memory: the fastest tier is [`Tier::Host`]. Where a folder for it is named
+//! there is [`Tier::Disk`] below: exact rows that a budget has no room for are written to a [`Spill`], and [`arrange`] says which, by a
+//! [`Placement`].
 //!
 //! ```
 //! use hira_memory::{MemoryPolicy, Part, Tier};
@@ -19,12 +20,20 @@
 
 mod budget;
 mod error;
+mod placement;
 mod policy;
+mod pressure;
 mod report;
+mod spill;
+mod statistics;
 mod tier;
 
 pub use budget::Budget;
 pub use error::MemoryError;
+pub use placement::{Placement, RowRun, Usage, arrange};
 pub use policy::MemoryPolicy;
+pub use pressure::available_bytes;
 pub use report::{MemoryEntry, MemoryReport};
+pub use spill::{Extent, Spill};
+pub use statistics::TierStatistics;
 pub use tier::{Part, Tier};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MemoryError, Part, Tier};
+use crate::{MemoryError, Part, Placement, RowRun, Tier, Usage};
 
 /// How the parts of a cache are spread over the tiers that a machine has.
 ///
@@ -12,10 +12,10 @@ use crate::{MemoryError, Part, Tier};
 #[serde(try_from = "PolicyForm", into = "PolicyForm")]
 #[non_exhaustive]
 pub enum MemoryPolicy {
-    /// Everything in the memory of the device that computes.
+    /// Everything in the memory of the device that computes. Exact rows that its budget has no room for go down a tier, the oldest first.
     #[default]
     AllDevice,
-    /// Everything in main memory.
+    /// Everything in main memory; rows that its budget has no room for go down a tier, the oldest first.
     AllHost,
     /// The sketch and the first `num_fast_levels` coarse levels on the fastest tier, the rest one tier below.
     Hybrid {
@@ -23,7 +23,8 @@ pub enum MemoryPolicy {
         num_fast_levels: usize,
     },
     /// As [`MemoryPolicy::AllDevice`] while the fastest tier's usage stays below the target, then as
-    /// [`MemoryPolicy::Hybrid`]: see [`MemoryPolicy::under_pressure`].
+    /// [`MemoryPolicy::Hybrid`]: see [`MemoryPolicy::under_pressure`]. Between main memory and disk it keeps in memory the rows that steps read
+    /// most, up to the target; once that is passed it makes a tenth more room than it must, so that it does not move rows at every step.
     Adaptive {
         /// Fraction of the fastest tier's memory that may be used, in `(0, 1]`.
         target_usage: f32,
@@ -87,6 +88,33 @@ impl MemoryPolicy {
                 Part::Level(level) if level < *num_fast_levels => fastest,
                 _ => slower,
             },
+        }
+    }
+}
+
+impl Placement for MemoryPolicy {
+    fn place(&self, part: Part, tiers: &[Tier]) -> Tier {
+        MemoryPolicy::place(self, part, tiers)
+    }
+
+    fn worth(&self, rows: &RowRun) -> f64 {
+        match self {
+            MemoryPolicy::Adaptive { .. } => rows.reads as f64,
+            _ => 0.0,
+        }
+    }
+
+    fn room(&self, usage: Usage) -> usize {
+        match *self {
+            MemoryPolicy::Adaptive { target_usage } => {
+                let target = (usage.limit as f64 * f64::from(target_usage)) as usize;
+                if usage.used > target {
+                    target / 10 * 9
+                } else {
+                    target
+                }
+            }
+            _ => usage.limit,
         }
     }
 }

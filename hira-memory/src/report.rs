@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{MemoryPolicy, Part, Tier};
+use crate::{Part, Tier};
 use hira_index::IndexMemory;
 
 /// Bytes of one part on one tier.
@@ -45,25 +45,8 @@ impl MemoryReport {
         of_part.map(|entry| entry.bytes).sum()
     }
 
-    /// Adds one index and its values, placed by `policy` on the given tiers.
-    pub fn add_index(
-        &mut self,
-        index: &IndexMemory,
-        values: usize,
-        policy: MemoryPolicy,
-        tiers: &[Tier],
-    ) {
-        for (level, bytes) in index.levels.iter().enumerate() {
-            self.add(Part::Level(level), *bytes, policy, tiers);
-        }
-        self.add(Part::Sketch, index.sketch + index.product, policy, tiers);
-        self.add(Part::Keys, index.keys, policy, tiers);
-        self.add(Part::Values, values, policy, tiers);
-        self.add(Part::Sample, index.sample, policy, tiers);
-    }
-
-    fn add(&mut self, part: Part, bytes: usize, policy: MemoryPolicy, tiers: &[Tier]) {
-        let tier = policy.place(part, tiers);
+    /// Adds `bytes` of `part` on `tier`.
+    pub fn add(&mut self, part: Part, tier: Tier, bytes: usize) {
         let same = |entry: &&mut MemoryEntry| entry.part == part && entry.tier == tier;
         if let Some(entry) = self.entries.iter_mut().find(same) {
             entry.bytes += bytes;
@@ -71,6 +54,17 @@ impl MemoryReport {
         }
         self.entries.push(MemoryEntry { part, tier, bytes });
         self.entries.sort_by_key(|entry| (entry.part, entry.tier));
+    }
+
+    /// Adds the levels, the sketch and the sample of one index; `place` says on which tier each of them lies.
+    pub fn add_index(&mut self, index: &IndexMemory, place: impl Fn(Part) -> Tier) {
+        for (level, bytes) in index.levels.iter().enumerate() {
+            let part = Part::Level(level);
+            self.add(part, place(part), *bytes);
+        }
+        let sketch = index.sketch + index.product;
+        self.add(Part::Sketch, place(Part::Sketch), sketch);
+        self.add(Part::Sample, place(Part::Sample), index.sample);
     }
 }
 
@@ -102,11 +96,16 @@ mod tests {
             levels: vec![1, 2],
             sample: 8,
         };
-        let policy = MemoryPolicy::Hybrid { num_fast_levels: 1 };
-        let tiers = [Tier::Device, Tier::Host];
+        let place = |part| match part {
+            Part::Level(0) | Part::Sketch => Tier::Device,
+            _ => Tier::Host,
+        };
         let mut report = MemoryReport::default();
-        report.add_index(&index, 50, policy, &tiers);
-        report.add_index(&index, 50, policy, &tiers);
+        for _ in 0..2 {
+            report.add_index(&index, place);
+            report.add(Part::Keys, Tier::Host, index.keys);
+            report.add(Part::Values, Tier::Host, 50);
+        }
         assert_eq!(report.total(), 2 * 191);
         assert_eq!(report.on(Tier::Device), 2 * (1 + 30));
         assert_eq!(report.on(Tier::Host), 2 * (2 + 108 + 50));

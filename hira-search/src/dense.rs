@@ -76,6 +76,11 @@ fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
     {
         let first = segment.start();
         let (from, to) = (start.max(first), end.min(first + limit));
+        if from >= to {
+            continue;
+        }
+        let part = (from - first) * group.dim()..(to - first) * group.dim();
+        segment.rows().will_need(part.clone());
         let mut block = from;
         while block < to {
             let next = to.min(block + BLOCK_KEYS);
@@ -89,5 +94,6 @@ fn score_part(group: &Group<'_>, start: usize, scores: &mut [f32]) {
             }
             block = next;
         }
+        segment.rows().forget(part);
     }
 }

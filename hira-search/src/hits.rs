@@ -10,9 +10,9 @@ use hira_threshold::ThresholdRule;
 use crate::error::SearchError;
 use crate::group::{Group, check_queries};
 use crate::partition::Partition;
+use crate::row_buffers::RowBuffers;
 use crate::searcher::HalfspaceSearcher;
 use crate::selection::Hit;
-use crate::survivors::score_rows;
 use crate::tree::Descent;
 use crate::visible::{Seen, Visible};
 
@@ -130,7 +130,7 @@ struct Walk<'a> {
     descent: Descent,
     partition: Partition,
     found: [Candidates; 1],
-    rows: Vec<u32>,
+    rows: RowBuffers,
     /// Of the stretch: positions that may reach `tau`, ascending, and the scores of those that were read.
     positions: Vec<u32>,
     scores: Vec<f32>,
@@ -162,7 +162,7 @@ impl<'a> Walk<'a> {
             descent: Descent::default(),
             partition: Partition::default(),
             found: [Candidates::default()],
-            rows: Vec::new(),
+            rows: RowBuffers::default(),
             positions: Vec::new(),
             scores: Vec::new(),
         })
@@ -272,7 +272,8 @@ impl<'a> Walk<'a> {
         self.scores.clear();
         self.scores.resize(self.positions.len(), 0.0);
         let group = self.group();
-        score_rows(&group, 0, &self.positions, &mut self.rows, &mut self.scores);
+        self.rows
+            .score(&group, 0, &self.positions, &mut self.scores);
         self.found[0].slots.len() - self.positions.len()
     }
 }

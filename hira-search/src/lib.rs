@@ -38,6 +38,7 @@ mod plan;
 mod positions;
 mod product;
 mod resolve;
+mod row_buffers;
 mod scan;
 mod scratch;
 mod searcher;

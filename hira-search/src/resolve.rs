@@ -70,5 +70,9 @@ impl Resolving {
                 scores[i] = index.kernel().score(query, key);
             }
         }
+        if sampled > 0 {
+            let segments = index.segments().map(|segment| segment.rows());
+            segments.for_each(|rows| rows.forget(0..rows.len()));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::blocks::{self, Apart, BlockSums, Weighing};
 use crate::group::Group;
+use crate::row_buffers::RowBuffers;
 use crate::scan::Part;
 use crate::selection::Selection;
 use crate::settle::{Settling, Target, settle};
@@ -13,8 +14,7 @@ use crate::visible::Visible;
 pub(crate) struct Rescoring {
     /// Lower bounds of all candidates.
     lower: Vec<f32>,
-    /// Rows of the survivors within one segment.
-    rows: Vec<u32>,
+    rows: RowBuffers,
     bitmap: Vec<u64>,
     /// Positions that were scored exactly.
     survivors: Vec<u32>,
@@ -34,7 +34,8 @@ pub(crate) enum Outcome {
 
 impl Rescoring {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * (self.lower.capacity() + self.rows.capacity() + self.survivors.capacity())
+        4 * (self.lower.capacity() + self.survivors.capacity())
+            + self.rows.memory_usage()
             + self.sums.memory_usage()
             + 8 * self.bitmap.capacity()
             + self.settling.memory_usage()
@@ -88,7 +89,7 @@ impl Rescoring {
         self.map_slots(group, &mut out.positions);
         out.scores.clear();
         out.scores.resize(out.positions.len(), 0.0);
-        score_rows(group, g, &out.positions, &mut self.rows, &mut out.scores);
+        self.rows.score(group, g, &out.positions, &mut out.scores);
         self.survivors.clear();
         self.survivors.extend_from_slice(&out.positions);
         let buffers = &mut self.settling;
@@ -223,34 +224,6 @@ impl Rescoring {
                 bits &= bits - 1;
             }
         }
-    }
-}
-
-/// Canonical scores of query `g` with the keys at `positions`, which ascend and are visible; `rows` is a buffer.
-pub(crate) fn score_rows(
-    group: &Group<'_>,
-    g: usize,
-    positions: &[u32],
-    rows: &mut Vec<u32>,
-    scores: &mut [f32],
-) {
-    let mut from = 0;
-    for Visible { segment, to, .. } in Visible::segments(group.index, group.seen) {
-        let start = segment.start() as u32;
-        let end = start + to as u32;
-        let to = from + positions[from..].partition_point(|&position| position < end);
-        let here = if start == 0 {
-            &positions[from..to]
-        } else {
-            rows.clear();
-            rows.extend(positions[from..to].iter().map(|&p| p - start));
-            &rows[..]
-        };
-        let scores = &mut scores[from..to];
-        group
-            .kernel
-            .scores_at_into(group.query(g), segment.keys(), here, scores);
-        from = to;
     }
 }
 

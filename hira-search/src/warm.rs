@@ -4,8 +4,8 @@ use hira_kernels::Team;
 
 use crate::group::Group;
 use crate::history::SearchHistory;
+use crate::row_buffers::RowBuffers;
 use crate::settle::Target;
-use crate::survivors::score_rows;
 
 /// Buffers of a warm start, one set a query.
 #[derive(Debug, Default)]
@@ -15,15 +15,15 @@ pub(crate) struct WarmStart {
 
 #[derive(Debug, Default)]
 struct Buffers {
-    rows: Vec<u32>,
+    rows: RowBuffers,
     scores: Vec<f32>,
 }
 
 impl WarmStart {
     pub(crate) fn memory_usage(&self) -> usize {
         let queries = self.queries.iter();
-        let values = queries.map(|query| query.rows.capacity() + query.scores.capacity());
-        4 * values.sum::<usize>()
+        let bytes = queries.map(|query| query.rows.memory_usage() + 4 * query.scores.capacity());
+        bytes.sum()
     }
 
     /// Scores the keys remembered for each query that selects by mass; see [`scores`](Self::scores).
@@ -34,7 +34,7 @@ impl WarmStart {
             let positions = history.remembered(g, group.seen.range());
             scores.clear();
             scores.resize(positions.len(), 0.0);
-            score_rows(group, g, positions, rows, scores);
+            rows.score(group, g, positions, scores);
         });
     }
 
@@ -68,7 +68,7 @@ impl WarmStart {
             let Buffers { rows, scores } = buffers;
             scores.clear();
             scores.resize(positions.len(), 0.0);
-            score_rows(group, g, positions, rows, scores);
+            rows.score(group, g, positions, scores);
             *tau = group.kernel.kth_largest(scores, k);
         });
     }

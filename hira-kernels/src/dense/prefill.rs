@@ -92,6 +92,9 @@ pub(super) fn prefill<S: Simd>(
             let len =
                 (run.keys.len() / shape.dim).min(rows.visible(rows.count - 1).saturating_sub(base));
             let before = (seen_from.saturating_sub(base) / KEYS * KEYS).min(len);
+            if let Some((holder, start)) = run.holder {
+                holder.will_need(start + before..start + len);
+            }
             for from in (before..len).step_by(KEYS) {
                 let to = len.min(from + KEYS);
                 let keys = run.keys.slice(from * shape.dim..to * shape.dim);
@@ -101,6 +104,9 @@ pub(super) fn prefill<S: Simd>(
                 let keys = widened(simd, keys, wide_keys);
                 let values = widened(simd, values, wide_values);
                 rows.attend(base + from, to - from, keys, values);
+            }
+            if let Some((holder, start)) = run.holder {
+                holder.forget(start..start + len);
             }
             base += len;
         }
