@@ -149,12 +149,13 @@ pub(crate) fn add_weighted_values(
     out: &mut [f32],
 ) {
     let values = head.values();
-    let run_len = values.run_len();
     let mut done = 0;
-    while let Some(&row) = rows.get(done) {
-        let run = row as usize / run_len;
-        let start = run * run_len;
-        let count = rows[done..].partition_point(|&row| (row as usize) < start + run_len);
+    while let Some(&row) = rows.get(done)
+        && let Some(run) = values.run_at(row as usize)
+    {
+        let start = run.start;
+        let end = start + run.rows.len() / values.dim();
+        let count = rows[done..].partition_point(|&row| (row as usize) < end);
         let in_run = &rows[done..done + count];
         let rows_of_run: &[u32] = if start == 0 {
             in_run
@@ -163,9 +164,7 @@ pub(crate) fn add_weighted_values(
             rebased.extend(in_run.iter().map(|&row| row - start as u32));
             rebased
         };
-        if let Some(values) = values.run(run) {
-            kernel.weighted_sum_into(&weights[done..done + count], values, rows_of_run, out);
-        }
+        kernel.weighted_sum_into(&weights[done..done + count], run.rows, rows_of_run, out);
         done += count;
     }
 }

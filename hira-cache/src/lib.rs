@@ -37,4 +37,4 @@ pub use error::CacheError;
 pub use head::{HeadCache, KvRun, SparseHistory};
 pub use layer::LayerCache;
 pub use means::{BlockMeans, MeanRun};
-pub use values::ValueStore;
+pub use values::{ValueRun, ValueStore};
