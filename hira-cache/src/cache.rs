@@ -1,9 +1,10 @@
 //! The cache of a whole decoder.
 
+use hira_index::Counted;
 use hira_kernels::tile_lines;
 use hira_memory::{MemoryReport, Tier};
 
-use crate::{BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache};
+use crate::{BlockMeans, CacheConfig, CacheError, LayerCache, layer::check_sequences};
 
 /// Keys, values and key indexes of every layer, sequence and KV head.
 ///
@@ -61,7 +62,7 @@ impl HiraCache {
         &self.config
     }
 
-    /// Tokens stored in `layer`; 0 if there is no such layer.
+    /// Tokens stored in `layer` for the longest sequence; 0 if there is no such layer.
     pub fn seq_len(&self, layer: usize) -> usize {
         self.layers.get(layer).map_or(0, LayerCache::len)
     }
@@ -112,18 +113,60 @@ impl HiraCache {
     /// [`CacheError`] for a missing layer, a wrong length, too many tokens, a non-finite or too large row, or a memory
     /// budget that would be exceeded. The cache is then unchanged.
     pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
+        self.append_checking(layer, keys, values, None)
+    }
+
+    /// As [`HiraCache::append`] for sequences with different numbers of new tokens: the first `lens[b]` of the `L` rows of sequence `b`
+    /// are new, the others are padding, which is neither read nor stored. So no sequence is ever padded in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`HiraCache::append`], and [`CacheError::NewTokens`] for a sequence that has more new tokens than rows came.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_cache::{CacheConfig, HiraCache};
+    ///
+    /// // 2 sequences, 1 KV head, dimension 1
+    /// let mut cache = HiraCache::new(CacheConfig::new(1, 2, 1, 1, 100))?;
+    /// let keys = [1.0, 2.0, 3.0, /* second sequence */ 4.0, f32::NAN, f32::NAN];
+    /// cache.append_lens(0, &keys, &[0.0; 6], &[3, 1])?;
+    /// assert_eq!(cache.layer(0)?.lens().collect::<Vec<_>>(), [3, 1]);
+    /// # Ok::<(), hira_cache::CacheError>(())
+    /// ```
+    pub fn append_lens(
+        &mut self,
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+        lens: &[usize],
+    ) -> Result<(), CacheError> {
+        self.append_checking(layer, keys, values, Some(lens))
+    }
+
+    fn append_checking(
+        &mut self,
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+        lens: Option<&[usize]>,
+    ) -> Result<(), CacheError> {
         let layer_cache = self.layer(layer)?;
         // What the heads miss in the caches then comes while rows are checked, and for all heads at a time.
         for head in layer_cache.heads() {
             head.prefetch_end();
         }
-        let tokens = layer_cache.check(keys, values)?;
+        let tokens = layer_cache.check_lens(keys, values, lens)?;
         if self.config.budget.limit().is_some() {
-            let requested = tokens * self.bytes_per_token();
+            let sequences = self.config.sequences;
+            let new = lens.map_or(tokens * sequences, |lens| lens.iter().sum());
+            let requested = new * (self.bytes_per_token() / sequences);
             let used = self.memory().total();
             self.config.budget.check(used, requested)?;
         }
-        self.layer_mut(layer)?.append_checked(tokens, keys, values)
+        self.layer_mut(layer)?
+            .append_checked(tokens, keys, values, lens)
     }
 
     /// Bytes that one token adds to one layer: exact key and value, and its shares of a sketch tile and of a block's mean value.
@@ -149,6 +192,122 @@ impl HiraCache {
         }
     }
 
+    /// Forgets the tokens of one sequence from `len` on, in every layer.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Sequence`] if there is no such sequence; nothing is forgotten then.
+    pub fn truncate_sequence(&mut self, sequence: usize, len: usize) -> Result<(), CacheError> {
+        let mut layers = self.layers.iter_mut();
+        layers.try_for_each(|layer| layer.truncate_sequence(sequence, len))
+    }
+
+    /// Keeps the first `len` tokens of every sequence, or drops the last `-len` of each if it is negative (as `DynamicCache.crop` of Hugging
+    /// Face Transformers does).
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Crop`] if a sequence has fewer tokens than are to be dropped; nothing is forgotten then.
+    pub fn crop(&mut self, len: isize) -> Result<(), CacheError> {
+        if len >= 0 {
+            self.truncate(len.unsigned_abs());
+            return Ok(());
+        }
+        let received = len.unsigned_abs();
+        for layer in &self.layers {
+            let short = layer
+                .lens()
+                .enumerate()
+                .find(|&(_, stored)| stored < received);
+            if let Some((sequence, stored)) = short {
+                return Err(CacheError::Crop {
+                    sequence,
+                    stored,
+                    received,
+                });
+            }
+        }
+        for layer in &mut self.layers {
+            for head in layer.heads_mut() {
+                head.truncate(head.len() - received);
+            }
+        }
+        Ok(())
+    }
+
+    /// A cache of the same tokens that shares the memory of all of them; what either side appends is its own.
+    ///
+    /// Unlike a clone, which copies up to a segment of each head when it goes on, a fork costs what it appends and little else: see
+    /// [`HierarchicalIndex::fork`](hira_index::HierarchicalIndex::fork). No selection depends on it. What searches remember starts anew.
+    ///
+    /// # Complexity
+    ///
+    /// O(segments) a head.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_cache::{CacheConfig, HiraCache, memory_of};
+    ///
+    /// let mut prompt = HiraCache::new(CacheConfig::new(1, 1, 1, 8, 2000))?;
+    /// prompt.append(0, &[0.5; 8 * 1000], &[0.5; 8 * 1000])?;
+    /// let mut answer = prompt.fork();
+    /// answer.append(0, &[1.0; 8], &[1.0; 8])?;
+    /// assert_eq!((prompt.len(), answer.len()), (1000, 1001));
+    /// assert!(memory_of([&prompt, &answer]).total() < prompt.memory().total() * 11 / 10);
+    /// # Ok::<(), hira_cache::CacheError>(())
+    /// ```
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        Self {
+            layers: self.layers.iter_mut().map(LayerCache::fork).collect(),
+            config: self.config.clone(),
+        }
+    }
+
+    /// Makes sequence `i` what sequence `order[i]` was, for beam search. A sequence that is wanted several times is
+    /// [forked](Self::fork), one that is wanted once is moved.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Length`] if there is not one index for each sequence, [`CacheError::Sequence`] for one that does not exist; nothing
+    /// is moved then.
+    pub fn reorder(&mut self, order: &[usize]) -> Result<(), CacheError> {
+        let sequences = self.config.sequences;
+        if order.len() != sequences {
+            return Err(CacheError::Length {
+                what: "order",
+                expected: sequences,
+                received: order.len(),
+            });
+        }
+        check_sequences(sequences, order)?;
+        if !order.iter().copied().eq(0..sequences) {
+            self.layers
+                .iter_mut()
+                .for_each(|layer| layer.reorder(order));
+        }
+        Ok(())
+    }
+
+    /// A cache of forks of these sequences, in this order and as often as they are named: `select(&[0; 8])` decodes eight answers to one
+    /// prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Config`] if no sequence is named, [`CacheError::Sequence`] for one that does not exist.
+    pub fn select(&mut self, sequences: &[usize]) -> Result<Self, CacheError> {
+        check_sequences(self.config.sequences, sequences)?;
+        let mut config = self.config.clone();
+        config.sequences = sequences.len();
+        config.validate()?;
+        let layers = self.layers.iter_mut();
+        Ok(Self {
+            layers: layers.map(|layer| layer.select(sequences)).collect(),
+            config,
+        })
+    }
+
     /// Forgets everything; the configuration stays.
     pub fn reset(&mut self) {
         for layer in &mut self.layers {
@@ -156,26 +315,27 @@ impl HiraCache {
         }
     }
 
-    /// Bytes in use, by part and tier.
+    /// Bytes in use, by part and tier. What is shared with other caches counts whole; see [`memory_of`].
     pub fn memory(&self) -> MemoryReport {
-        let mut report = MemoryReport::default();
+        memory_of([self])
+    }
+
+    fn add_memory(&self, report: &mut MemoryReport, counted: &mut Counted) {
         let capacity = self.config.budget.limit().unwrap_or(usize::MAX);
-        let heads = || self.layers.iter().flat_map(|layer| layer.heads());
-        let values = |head: &HeadCache| head.values().bytes() + head.means().bytes();
-        let used = heads().map(|head| head.index().memory_usage().total() + values(head));
-        let policy = self
-            .config
-            .memory_policy
-            .under_pressure(used.sum(), capacity);
-        for head in heads() {
-            report.add_index(
-                &head.index().memory_usage(),
-                values(head),
-                policy,
-                &self.config.tiers,
-            );
+        let heads = self.layers.iter().flat_map(|layer| layer.heads());
+        let mut used = 0;
+        let parts: Vec<_> = heads
+            .map(|head| {
+                let index = head.index().memory_usage_once(counted);
+                let values = head.values().bytes_once(counted) + head.means().bytes_once(counted);
+                used += index.total() + values;
+                (index, values)
+            })
+            .collect();
+        let policy = self.config.memory_policy.under_pressure(used, capacity);
+        for (index, values) in &parts {
+            report.add_index(index, *values, policy, &self.config.tiers);
         }
-        report
     }
 
     /// Shape, length and memory.
@@ -192,6 +352,15 @@ impl HiraCache {
             memory: self.memory(),
         }
     }
+}
+
+/// Bytes that caches use together, by part and tier: what they share counts once.
+pub fn memory_of<'a>(caches: impl IntoIterator<Item = &'a HiraCache>) -> MemoryReport {
+    let (mut report, mut counted) = (MemoryReport::default(), Counted::default());
+    for cache in caches {
+        cache.add_memory(&mut report, &mut counted);
+    }
+    report
 }
 
 impl std::fmt::Display for CacheInfo {

@@ -4,7 +4,7 @@ use hira_index::IndexError;
 
 use crate::{CacheConfig, CacheError, HeadCache, head::ValueFault};
 
-/// Keys and values of one layer, `sequences * kv_heads` heads, all of the same length.
+/// Keys and values of one layer, `sequences * kv_heads` heads; those of a sequence are of the same length.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     heads: Vec<HeadCache>,
@@ -27,9 +27,14 @@ impl LayerCache {
         })
     }
 
-    /// Tokens stored for every sequence.
+    /// Tokens stored for the longest sequence.
     pub fn len(&self) -> usize {
-        self.heads.first().map_or(0, HeadCache::len)
+        self.lens().max().unwrap_or(0)
+    }
+
+    /// Tokens stored for each sequence.
+    pub fn lens(&self) -> impl Iterator<Item = usize> {
+        self.heads.iter().step_by(self.kv_heads).map(HeadCache::len)
     }
 
     /// Whether no token is stored.
@@ -78,6 +83,16 @@ impl LayerCache {
     ///
     /// As [`LayerCache::append`].
     pub fn check(&self, keys: &[f32], values: &[f32]) -> Result<usize, CacheError> {
+        self.check_lens(keys, values, None)
+    }
+
+    /// The same for [`LayerCache::append_lens`], where `lens` says so.
+    pub(crate) fn check_lens(
+        &self,
+        keys: &[f32],
+        values: &[f32],
+        lens: Option<&[usize]>,
+    ) -> Result<usize, CacheError> {
         let multiple = self.heads.len() * self.head_dim;
         if !keys.len().is_multiple_of(multiple) {
             return Err(CacheError::PartialToken {
@@ -94,13 +109,16 @@ impl LayerCache {
                 received: values.len(),
             });
         }
-        let stored = self.len();
-        if tokens > self.max_len - stored {
-            return Err(CacheError::Capacity {
-                max_len: self.max_len,
-                stored,
-                requested: tokens,
-            });
+        let count = self.counts(tokens, lens)?;
+        for (sequence, stored) in self.lens().enumerate() {
+            let requested = count(sequence);
+            if requested > self.max_len.saturating_sub(stored) {
+                return Err(CacheError::Capacity {
+                    max_len: self.max_len,
+                    stored,
+                    requested,
+                });
+            }
         }
         if tokens == 0 {
             return Ok(0);
@@ -109,6 +127,8 @@ impl LayerCache {
         let values = values.chunks_exact(tokens * self.value_dim);
         for (i, ((cache, keys), values)) in self.heads.iter().zip(keys).zip(values).enumerate() {
             let (sequence, head) = (i / self.kv_heads, i % self.kv_heads);
+            let keys = &keys[..count(sequence) * self.head_dim];
+            let values = &values[..count(sequence) * self.value_dim];
             cache
                 .index()
                 .check(keys)
@@ -141,6 +161,31 @@ impl LayerCache {
         Ok(tokens)
     }
 
+    /// How many of `tokens` tokens are new to each sequence.
+    fn counts<'a>(
+        &self,
+        tokens: usize,
+        lens: Option<&'a [usize]>,
+    ) -> Result<impl Fn(usize) -> usize + 'a, CacheError> {
+        if let Some(lens) = lens {
+            if lens.len() != self.sequences() {
+                return Err(CacheError::Length {
+                    what: "lens",
+                    expected: self.sequences(),
+                    received: lens.len(),
+                });
+            }
+            if let Some(sequence) = lens.iter().position(|&len| len > tokens) {
+                return Err(CacheError::NewTokens {
+                    sequence,
+                    tokens,
+                    received: lens[sequence],
+                });
+            }
+        }
+        Ok(move |sequence| lens.map_or(tokens, |lens| lens[sequence]))
+    }
+
     /// Appends new tokens to every head, or nothing.
     ///
     /// # Shapes
@@ -156,7 +201,23 @@ impl LayerCache {
     /// [`CacheError`] for a wrong length, too many tokens, a non-finite or too large row or element. The layer is then unchanged.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
         let tokens = self.check(keys, values)?;
-        self.append_checked(tokens, keys, values)
+        self.append_checked(tokens, keys, values, None)
+    }
+
+    /// As [`LayerCache::append`] for sequences with different numbers of new tokens: the first `lens[b]` rows of sequence `b` are new, the
+    /// others are padding, which is neither read nor stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerCache::append`], and [`CacheError::NewTokens`] for a sequence that has more new tokens than rows came.
+    pub fn append_lens(
+        &mut self,
+        keys: &[f32],
+        values: &[f32],
+        lens: &[usize],
+    ) -> Result<(), CacheError> {
+        let tokens = self.check_lens(keys, values, Some(lens))?;
+        self.append_checked(tokens, keys, values, Some(lens))
     }
 
     /// Appends what [`LayerCache::check`] has accepted.
@@ -165,6 +226,7 @@ impl LayerCache {
         tokens: usize,
         keys: &[f32],
         values: &[f32],
+        lens: Option<&[usize]>,
     ) -> Result<(), CacheError> {
         if tokens == 0 {
             return Ok(());
@@ -174,6 +236,12 @@ impl LayerCache {
         let kv_heads = self.kv_heads;
         for (i, ((cache, keys), values)) in self.heads.iter_mut().zip(keys).zip(values).enumerate()
         {
+            let count = lens.map_or(tokens, |lens| lens[i / kv_heads]);
+            if count == 0 {
+                continue;
+            }
+            let keys = &keys[..count * self.head_dim];
+            let values = &values[..count * self.value_dim];
             // every reason to refuse was checked for all heads
             cache
                 .append(keys, values)
@@ -193,9 +261,74 @@ impl LayerCache {
         }
     }
 
+    /// Forgets the tokens of one sequence from `len` on.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Sequence`] if there is no such sequence.
+    pub fn truncate_sequence(&mut self, sequence: usize, len: usize) -> Result<(), CacheError> {
+        check_sequences(self.sequences(), &[sequence])?;
+        let heads = self.heads.iter_mut().skip(sequence * self.kv_heads);
+        for head in heads.take(self.kv_heads) {
+            head.truncate(len);
+        }
+        Ok(())
+    }
+
+    /// A layer of the same rows, whose memory is shared.
+    pub(crate) fn fork(&mut self) -> Self {
+        let heads = self.heads.iter_mut().map(HeadCache::fork).collect();
+        self.with_heads(heads)
+    }
+
+    fn with_heads(&self, heads: Vec<HeadCache>) -> Self {
+        Self { heads, ..*self }
+    }
+
+    /// Forks of the `sequences`, which exist, in this order.
+    pub(crate) fn select(&mut self, sequences: &[usize]) -> Self {
+        let mut heads = Vec::with_capacity(sequences.len() * self.kv_heads);
+        for &sequence in sequences {
+            let chosen = self.heads.iter_mut().skip(sequence * self.kv_heads);
+            heads.extend(chosen.take(self.kv_heads).map(HeadCache::fork));
+        }
+        self.with_heads(heads)
+    }
+
+    /// Puts old sequence `order[i]`, which exists, in the place of sequence `i`. One that is wanted once is moved.
+    pub(crate) fn reorder(&mut self, order: &[usize]) {
+        let mut wanted = vec![0_usize; self.sequences()];
+        order.iter().for_each(|&sequence| wanted[sequence] += 1);
+        let mut old: Vec<Option<HeadCache>> = std::mem::take(&mut self.heads)
+            .into_iter()
+            .map(Some)
+            .collect();
+        for &sequence in order {
+            wanted[sequence] -= 1;
+            for head in &mut old[sequence * self.kv_heads..][..self.kv_heads] {
+                let chosen = match wanted[sequence] {
+                    0 => head.take(),
+                    _ => head.as_mut().map(HeadCache::fork),
+                };
+                self.heads.extend(chosen);
+            }
+        }
+    }
+
     pub(crate) fn reset(&mut self) {
         for head in &mut self.heads {
             head.reset();
         }
+    }
+}
+
+/// That a layer of so many sequences has all of `wanted`.
+pub(crate) fn check_sequences(sequences: usize, wanted: &[usize]) -> Result<(), CacheError> {
+    match wanted.iter().find(|&&sequence| sequence >= sequences) {
+        Some(&received) => Err(CacheError::Sequence {
+            sequences,
+            received,
+        }),
+        None => Ok(()),
     }
 }
