@@ -14,7 +14,7 @@ pub(crate) struct DiskValues {
     positions: Vec<u32>,
     rows: Vec<u32>,
     batch: RowBatch,
-    /// The runs on disk, with the positions that are of each: in the order of the batch.
+    /// Where the runs on disk start, with the positions that are of each: in the order of the batch.
     parts: Vec<(usize, Range<usize>)>,
 }
 
@@ -32,26 +32,28 @@ impl DiskValues {
         self.positions.dedup();
         self.batch.begin(values.precision());
         let mut done = 0;
-        while let Some(here) = next_run(&self.positions[done..], values.run_len()) {
-            let positions = done..done + here.len;
-            let Some(stored) = values.stored(here.run) else {
-                break;
-            };
-            if stored.is_on_disk() {
-                let start = here.start;
+        while let Some(run) = self
+            .positions
+            .get(done)
+            .and_then(|&p| values.run_at(p as usize))
+        {
+            let (start, end) = (run.start as u32, run.start + run.rows.len() / values.dim());
+            let len = count_before(&self.positions[done..], end);
+            let positions = done..done + len;
+            if run.rows.is_on_disk() {
                 self.rows.clear();
                 self.rows
                     .extend(self.positions[positions.clone()].iter().map(|p| p - start));
-                if self.batch.ask(stored, &self.rows, values.dim()) {
-                    self.parts.push((here.run, positions));
+                if self.batch.ask(run.rows, &self.rows, values.dim()) {
+                    self.parts.push((run.start, positions));
                 }
             }
-            done += here.len;
+            done += len;
         }
         self.batch.read();
     }
 
-    /// The rows that were read of a run, and their positions.
+    /// The rows that were read of the run that starts at `run`, and their positions.
     fn part(&self, run: usize) -> Option<(StoredSlice<'_>, &[u32])> {
         let part = self.parts.binary_search_by_key(&run, |part| part.0).ok()?;
         let positions = self.parts[part].1.clone();
@@ -59,22 +61,9 @@ impl DiskValues {
     }
 }
 
-/// The rows at the front of a list that lie in one run of values.
-struct InRun {
-    run: usize,
-    /// Position of the run's first row.
-    start: u32,
-    len: usize,
-}
-
-fn next_run(positions: &[u32], run_len: usize) -> Option<InRun> {
-    let run = *positions.first()? as usize / run_len;
-    let end = (run + 1) * run_len;
-    Some(InRun {
-        run,
-        start: (run * run_len) as u32,
-        len: positions.partition_point(|&position| (position as usize) < end),
-    })
+/// Positions at the front of a list, ascending, that lie before `end`.
+fn count_before(positions: &[u32], end: usize) -> usize {
+    positions.partition_point(|&position| (position as usize) < end)
 }
 
 /// `out += sum of weights[i] * value of rows[i]`, rows in order; `rebased` is a buffer. A sum does not depend on where its rows are.
@@ -87,16 +76,15 @@ pub(crate) fn add_weighted_values(
 ) {
     let values = head.values();
     let mut done = 0;
-    while let Some(InRun { run, start, len }) = next_run(&rows[done..], values.run_len()) {
+    while let Some(run) = rows.get(done).and_then(|&row| values.run_at(row as usize)) {
+        let (start, stored) = (run.start as u32, run.rows);
+        let len = count_before(&rows[done..], run.start + stored.len() / values.dim());
         let here = &rows[done..done + len];
         let weights = &weights[done..done + len];
         done += len;
-        let Some(stored) = values.stored(run) else {
-            return;
-        };
         if let Some(region) = stored.region() {
             region.count_reads(len);
-            if let Some((read, positions)) = disk.part(run)
+            if let Some((read, positions)) = disk.part(run.start)
                 && places_into(here, positions, rebased)
             {
                 kernel.weighted_sum_into(weights, read, rebased, out);

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use hira_index::Counted;
 use hira_kernels::tile_lines;
 use hira_memory::{MemoryReport, Part, Placement, Tier, TierStatistics};
 
-use crate::{BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache, residency::Residency};
+use crate::{
+    BlockMeans, CacheConfig, CacheError, LayerCache, layer::check_sequences, residency::Residency,
+};
 
 /// Keys, values and key indexes of every layer, sequence and KV head.
 ///
@@ -79,7 +82,7 @@ impl HiraCache {
         &self.config
     }
 
-    /// Tokens of `layer`, those that it has evicted included; 0 if there is no such layer.
+    /// Tokens of the longest sequence in `layer`, those that it has evicted included; 0 if there is no such layer.
     pub fn seq_len(&self, layer: usize) -> usize {
         self.layers.get(layer).map_or(0, LayerCache::len)
     }
@@ -130,50 +133,95 @@ impl HiraCache {
     /// [`CacheError`] for a missing layer, a wrong length, too many tokens, a non-finite or too large row, or a memory
     /// budget that would be exceeded. The cache is then unchanged, but that a layer with a window may have evicted what no later query sees.
     pub fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
+        self.append_checking(layer, keys, values, None)
+    }
+
+    /// As [`HiraCache::append`] for sequences with different numbers of new tokens: the first `lens[b]` of the `L` rows of sequence `b`
+    /// are new, the others are padding, which is neither read nor stored. So no sequence is ever padded in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`HiraCache::append`], and [`CacheError::NewTokens`] for a sequence that has more new tokens than rows came.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_cache::{CacheConfig, HiraCache};
+    ///
+    /// // 2 sequences, 1 KV head, dimension 1
+    /// let mut cache = HiraCache::new(CacheConfig::new(1, 2, 1, 1, 100))?;
+    /// let keys = [1.0, 2.0, 3.0, /* second sequence */ 4.0, f32::NAN, f32::NAN];
+    /// cache.append_lens(0, &keys, &[0.0; 6], &[3, 1])?;
+    /// assert_eq!(cache.layer(0)?.lens().collect::<Vec<_>>(), [3, 1]);
+    /// # Ok::<(), hira_cache::CacheError>(())
+    /// ```
+    pub fn append_lens(
+        &mut self,
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+        lens: &[usize],
+    ) -> Result<(), CacheError> {
+        self.append_checking(layer, keys, values, Some(lens))
+    }
+
+    fn append_checking(
+        &mut self,
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+        lens: Option<&[usize]>,
+    ) -> Result<(), CacheError> {
         let layer_cache = self.layer(layer)?;
         // What the heads miss in the caches then comes while rows are checked, and for all heads at a time.
         for head in layer_cache.heads() {
             head.prefetch_end();
         }
-        let tokens = layer_cache.check(keys, values)?;
+        let tokens = layer_cache.check_lens(keys, values, lens)?;
         if self.config.budget.limit().is_some() {
             // What the layer would forget anyway makes room.
             self.layer_mut(layer)?.evict();
-            let requested = tokens * self.bytes_per_token();
+            let sequences = self.config.sequences;
+            let new = lens.map_or(tokens * sequences, |lens| lens.iter().sum());
+            let requested = new * (self.bytes_per_token() / sequences);
             let used = self.memory().total();
             self.config.budget.check(used, requested)?;
         }
         if self.residency.is_active() {
-            return self.append_to_tiers(layer, tokens, keys, values);
+            return self.append_to_tiers(layer, tokens, keys, values, lens);
         }
         self.layer_mut(layer)?
-            .append_checked(tokens, 0..tokens, keys, values)
+            .append_checked(tokens, 0..tokens, keys, values, lens)
     }
 
-    /// Appends checked rows segment by segment, and makes room for each before.
+    /// Appends checked rows piece by piece, none of which passes the end of a segment of any sequence, and makes room for each before.
     fn append_to_tiers(
         &mut self,
         layer: usize,
         tokens: usize,
         keys: &[f32],
         values: &[f32],
+        lens: Option<&[usize]>,
     ) -> Result<(), CacheError> {
         self.residency.check(&self.layers, layer, tokens)?;
-        let before = self.layers[layer].len();
+        let before: Vec<usize> = self.layers[layer].lens().collect();
         let mut done = 0;
         while done < tokens {
-            let piece = self.residency.piece(before + done, tokens - done);
+            let stored = self.layers[layer].lens();
+            let pieces = stored.map(|len| self.residency.piece(len, tokens - done));
+            let piece = pieces.min().unwrap_or(tokens - done);
             let room = self.residency.make_room(&mut self.layers, layer, piece);
             let stored = room.map_err(CacheError::from).and_then(|()| {
-                self.layers[layer].append_checked(tokens, done..done + piece, keys, values)
+                self.layers[layer].append_checked(tokens, done..done + piece, keys, values, lens)
             });
             if let Err(error) = stored {
-                self.layers[layer].truncate(before)?;
+                for (sequence, len) in before.into_iter().enumerate() {
+                    self.layers[layer].truncate_sequence(sequence, len)?;
+                }
                 return Err(error);
             }
             done += piece;
-            self.residency
-                .settle(&mut self.layers, layer, before + done, piece);
+            self.residency.settle(&mut self.layers, layer, piece);
         }
         Ok(())
     }
@@ -201,12 +249,9 @@ impl HiraCache {
     /// [`CacheError::Evicted`] if a layer with a window has evicted keys that queries would see again; the cache is then unchanged. With
     /// [`CacheConfig::evict_slack`] as many tokens can always be taken back.
     pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
-        let short = |layer: &&LayerCache| len < layer.least_len().min(layer.len());
-        if let Some(layer) = self.layers.iter().find(short) {
-            return Err(CacheError::Evicted {
-                least: layer.least_len(),
-                received: len,
-            });
+        let sequences = 0..self.config.sequences;
+        for layer in &self.layers {
+            layer.check_cut(sequences.clone(), |_| len)?;
         }
         for layer in &mut self.layers {
             layer.truncate(len)?;
@@ -219,6 +264,131 @@ impl HiraCache {
         self.layers.iter_mut().for_each(LayerCache::evict);
     }
 
+    /// Forgets the tokens of one sequence from `len` on, in every layer.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Sequence`] if there is no such sequence, [`CacheError::Evicted`] as for [`truncate`](Self::truncate); nothing is forgotten then.
+    pub fn truncate_sequence(&mut self, sequence: usize, len: usize) -> Result<(), CacheError> {
+        check_sequences(self.config.sequences, &[sequence])?;
+        for layer in &self.layers {
+            layer.check_cut(sequence..sequence + 1, |_| len)?;
+        }
+        let mut layers = self.layers.iter_mut();
+        layers.try_for_each(|layer| layer.truncate_sequence(sequence, len))
+    }
+
+    /// Keeps the first `len` tokens of every sequence, or drops the last `-len` of each if it is negative (as `DynamicCache.crop` of Hugging
+    /// Face Transformers does).
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Crop`] if a sequence has fewer tokens than are to be dropped, [`CacheError::Evicted`] as for [`truncate`](Self::truncate); nothing is
+    /// forgotten then.
+    pub fn crop(&mut self, len: isize) -> Result<(), CacheError> {
+        if len >= 0 {
+            return self.truncate(len.unsigned_abs());
+        }
+        let received = len.unsigned_abs();
+        for layer in &self.layers {
+            let short = layer
+                .lens()
+                .enumerate()
+                .find(|&(_, stored)| stored < received);
+            if let Some((sequence, stored)) = short {
+                return Err(CacheError::Crop {
+                    sequence,
+                    stored,
+                    received,
+                });
+            }
+        }
+        for layer in &self.layers {
+            layer.check_cut(0..self.config.sequences, |stored| stored - received)?;
+        }
+        for layer in &mut self.layers {
+            for head in layer.heads_mut() {
+                head.truncate(head.len() - received);
+            }
+        }
+        Ok(())
+    }
+
+    /// A cache of the same tokens that shares the memory of all of them; what either side appends is its own.
+    ///
+    /// Unlike a clone, which copies up to a segment of each head when it goes on, a fork costs what it appends and little else: see
+    /// [`HierarchicalIndex::fork`](hira_index::HierarchicalIndex::fork). No selection depends on it. What searches remember starts anew.
+    ///
+    /// # Complexity
+    ///
+    /// O(segments) a head.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_cache::{CacheConfig, HiraCache, memory_of};
+    ///
+    /// let mut prompt = HiraCache::new(CacheConfig::new(1, 1, 1, 8, 2000))?;
+    /// prompt.append(0, &[0.5; 8 * 1000], &[0.5; 8 * 1000])?;
+    /// let mut answer = prompt.fork();
+    /// answer.append(0, &[1.0; 8], &[1.0; 8])?;
+    /// assert_eq!((prompt.len(), answer.len()), (1000, 1001));
+    /// assert!(memory_of([&prompt, &answer]).total() < prompt.memory().total() * 11 / 10);
+    /// # Ok::<(), hira_cache::CacheError>(())
+    /// ```
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        Self {
+            layers: self.layers.iter_mut().map(LayerCache::fork).collect(),
+            residency: self.residency.clone(),
+            config: self.config.clone(),
+        }
+    }
+
+    /// Makes sequence `i` what sequence `order[i]` was, for beam search. A sequence that is wanted several times is
+    /// [forked](Self::fork), one that is wanted once is moved.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Length`] if there is not one index for each sequence, [`CacheError::Sequence`] for one that does not exist; nothing
+    /// is moved then.
+    pub fn reorder(&mut self, order: &[usize]) -> Result<(), CacheError> {
+        let sequences = self.config.sequences;
+        if order.len() != sequences {
+            return Err(CacheError::Length {
+                what: "order",
+                expected: sequences,
+                received: order.len(),
+            });
+        }
+        check_sequences(sequences, order)?;
+        if !order.iter().copied().eq(0..sequences) {
+            self.layers
+                .iter_mut()
+                .for_each(|layer| layer.reorder(order));
+        }
+        Ok(())
+    }
+
+    /// A cache of forks of these sequences, in this order and as often as they are named: `select(&[0; 8])` decodes eight answers to one
+    /// prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Config`] if no sequence is named, [`CacheError::Sequence`] for one that does not exist.
+    pub fn select(&mut self, sequences: &[usize]) -> Result<Self, CacheError> {
+        check_sequences(self.config.sequences, sequences)?;
+        let mut config = self.config.clone();
+        config.sequences = sequences.len();
+        config.validate()?;
+        let layers = self.layers.iter_mut();
+        Ok(Self {
+            layers: layers.map(|layer| layer.select(sequences)).collect(),
+            residency: self.residency.clone(),
+            config,
+        })
+    }
+
     /// Forgets everything; the configuration stays.
     pub fn reset(&mut self) {
         for layer in &mut self.layers {
@@ -226,40 +396,46 @@ impl HiraCache {
         }
     }
 
-    /// Bytes in use, by part and by the tier on which they are.
+    /// Bytes in use, by part and by the tier on which they are. What is shared with other caches counts whole; see [`memory_of`].
     ///
     /// Rows on [`Tier::Disk`] are in a file, and in main memory only as far as the system caches it.
     pub fn memory(&self) -> MemoryReport {
-        let mut report = MemoryReport::default();
+        memory_of([self])
+    }
+
+    fn add_memory(&self, report: &mut MemoryReport, counted: &mut Counted) {
         let capacity = self.config.budget.limit().unwrap_or(usize::MAX);
-        let heads = || self.layers.iter().flat_map(|layer| layer.heads());
-        let values = |head: &HeadCache| head.values().bytes() + head.means().bytes();
-        let used = heads().map(|head| head.index().memory_usage().total() + values(head));
-        let policy = self
-            .config
-            .memory_policy
-            .under_pressure(used.sum(), capacity);
+        let heads = self.layers.iter().flat_map(|layer| layer.heads());
+        let mut used = 0;
+        let parts: Vec<_> = heads
+            .map(|head| {
+                let on_disk = |part| {
+                    let rows = head.stored().filter(|(of, _, _)| *of == part);
+                    let rows = rows.filter(|(_, _, rows)| rows.is_on_disk() && !counted.has(*rows));
+                    rows.map(|(_, _, rows)| rows.bytes()).sum::<usize>()
+                };
+                let below = [on_disk(Part::Keys), on_disk(Part::Values)];
+                let index = head.index().memory_usage_once(counted);
+                let values = head.values().bytes_once(counted) + head.means().bytes_once(counted);
+                used += index.total() + values;
+                (index, values, below)
+            })
+            .collect();
+        let policy = self.config.memory_policy.under_pressure(used, capacity);
         let place = |part| match policy {
             _ if self.residency.is_active() => self.residency.tier_of(part),
             policy => policy.place(part, &self.config.tiers),
         };
-        for head in heads() {
-            let index = head.index().memory_usage();
-            report.add_index(&index, place);
-            let on_disk = |part| {
-                let rows = head.stored().filter(|(of, _, _)| *of == part);
-                let rows = rows.filter(|(_, _, rows)| rows.is_on_disk());
-                rows.map(|(_, _, rows)| rows.bytes()).sum::<usize>()
-            };
-            for (part, bytes) in [(Part::Keys, index.keys), (Part::Values, values(head))] {
-                let below = on_disk(part);
+        for (index, values, below) in &parts {
+            report.add_index(index, place);
+            let rows = [(Part::Keys, index.keys), (Part::Values, *values)];
+            for ((part, bytes), &below) in rows.into_iter().zip(below) {
                 report.add(part, place(part), bytes - below);
                 if below > 0 {
                     report.add(part, Tier::Disk, below);
                 }
             }
         }
-        report
     }
 
     /// What was read from which tier, and what was moved between them.
@@ -281,6 +457,15 @@ impl HiraCache {
             memory: self.memory(),
         }
     }
+}
+
+/// Bytes that caches use together, by part and tier: what they share counts once.
+pub fn memory_of<'a>(caches: impl IntoIterator<Item = &'a HiraCache>) -> MemoryReport {
+    let (mut report, mut counted) = (MemoryReport::default(), Counted::default());
+    for cache in caches {
+        cache.add_memory(&mut report, &mut counted);
+    }
+    report
 }
 
 impl std::fmt::Display for CacheInfo {

@@ -54,6 +54,34 @@ pub enum CacheError {
         /// The layer that was asked for.
         received: usize,
     },
+    /// No such sequence.
+    #[error("sequence {received}: the cache has {sequences} sequences")]
+    Sequence {
+        /// Sequences of the cache.
+        sequences: usize,
+        /// The sequence that was asked for.
+        received: usize,
+    },
+    /// A sequence has more new tokens than rows came.
+    #[error("sequence {sequence}: {received} new tokens, but rows for {tokens} came")]
+    NewTokens {
+        /// The sequence.
+        sequence: usize,
+        /// Rows of a sequence in the call.
+        tokens: usize,
+        /// New tokens that were named.
+        received: usize,
+    },
+    /// More tokens to drop than a sequence has.
+    #[error("expected to drop at most {stored} tokens of sequence {sequence}, received {received}")]
+    Crop {
+        /// The sequence.
+        sequence: usize,
+        /// Tokens it has.
+        stored: usize,
+        /// Tokens to drop.
+        received: usize,
+    },
     /// A key was refused.
     #[error("keys of sequence {sequence}, KV head {head}")]
     Keys {

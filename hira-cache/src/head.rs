@@ -262,6 +262,19 @@ impl HeadCache {
         self.means.evict(evicted);
     }
 
+    /// A head of the same keys and values that shares the memory of all of them. What searches remember does not go with it.
+    pub(crate) fn fork(&mut self) -> Self {
+        self.values.freeze();
+        self.means.freeze();
+        Self {
+            index: self.index.fork(),
+            values: self.values.clone(),
+            means: self.means.clone(),
+            searches: SearchHistory::default(),
+            ..*self
+        }
+    }
+
     /// Forgets the tokens from `len` on, none of which was evicted.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.index.truncate(len);

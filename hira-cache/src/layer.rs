@@ -7,7 +7,7 @@ use hira_index::IndexError;
 use crate::window::LayerWindow;
 use crate::{CacheConfig, CacheError, HeadCache, head::ValueFault};
 
-/// Keys and values of one layer, `sequences * kv_heads` heads, all of the same length.
+/// Keys and values of one layer, `sequences * kv_heads` heads; those of a sequence are of the same length.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     heads: Vec<HeadCache>,
@@ -33,9 +33,14 @@ impl LayerCache {
         })
     }
 
-    /// Tokens that every sequence has, those that were evicted included.
+    /// Tokens of the longest sequence, those that were evicted included.
     pub fn len(&self) -> usize {
-        self.heads.first().map_or(0, HeadCache::len)
+        self.lens().max().unwrap_or(0)
+    }
+
+    /// Tokens stored for each sequence.
+    pub fn lens(&self) -> impl Iterator<Item = usize> {
+        self.heads.iter().step_by(self.kv_heads).map(HeadCache::len)
     }
 
     /// Whether no token is stored.
@@ -59,8 +64,9 @@ impl LayerCache {
     /// [`append`](Self::append) does that before it stores new tokens; call this after a long prompt to have its memory back at once.
     pub fn evict(&mut self) {
         if let Some(window) = self.window {
-            let before = window.first_kept(self.len());
-            self.heads.iter_mut().for_each(|head| head.evict(before));
+            for head in &mut self.heads {
+                head.evict(window.first_kept(head.len()));
+            }
         }
     }
 
@@ -105,6 +111,16 @@ impl LayerCache {
     ///
     /// As [`LayerCache::append`].
     pub fn check(&self, keys: &[f32], values: &[f32]) -> Result<usize, CacheError> {
+        self.check_lens(keys, values, None)
+    }
+
+    /// The same for [`LayerCache::append_lens`], where `lens` says so.
+    pub(crate) fn check_lens(
+        &self,
+        keys: &[f32],
+        values: &[f32],
+        lens: Option<&[usize]>,
+    ) -> Result<usize, CacheError> {
         let multiple = self.heads.len() * self.head_dim;
         if !keys.len().is_multiple_of(multiple) {
             return Err(CacheError::PartialToken {
@@ -121,13 +137,16 @@ impl LayerCache {
                 received: values.len(),
             });
         }
-        let stored = self.len();
-        if tokens > self.max_len - stored {
-            return Err(CacheError::Capacity {
-                max_len: self.max_len,
-                stored,
-                requested: tokens,
-            });
+        let count = self.counts(tokens, lens)?;
+        for (sequence, stored) in self.lens().enumerate() {
+            let requested = count(sequence);
+            if requested > self.max_len.saturating_sub(stored) {
+                return Err(CacheError::Capacity {
+                    max_len: self.max_len,
+                    stored,
+                    requested,
+                });
+            }
         }
         if tokens == 0 {
             return Ok(0);
@@ -136,6 +155,8 @@ impl LayerCache {
         let values = values.chunks_exact(tokens * self.value_dim);
         for (i, ((cache, keys), values)) in self.heads.iter().zip(keys).zip(values).enumerate() {
             let (sequence, head) = (i / self.kv_heads, i % self.kv_heads);
+            let keys = &keys[..count(sequence) * self.head_dim];
+            let values = &values[..count(sequence) * self.value_dim];
             cache
                 .index()
                 .check(keys)
@@ -168,6 +189,31 @@ impl LayerCache {
         Ok(tokens)
     }
 
+    /// How many of `tokens` tokens are new to each sequence.
+    fn counts<'a>(
+        &self,
+        tokens: usize,
+        lens: Option<&'a [usize]>,
+    ) -> Result<impl Fn(usize) -> usize + 'a, CacheError> {
+        if let Some(lens) = lens {
+            if lens.len() != self.sequences() {
+                return Err(CacheError::Length {
+                    what: "lens",
+                    expected: self.sequences(),
+                    received: lens.len(),
+                });
+            }
+            if let Some(sequence) = lens.iter().position(|&len| len > tokens) {
+                return Err(CacheError::NewTokens {
+                    sequence,
+                    tokens,
+                    received: lens[sequence],
+                });
+            }
+        }
+        Ok(move |sequence| lens.map_or(tokens, |lens| lens[sequence]))
+    }
+
     /// Appends new tokens to every head, or nothing.
     ///
     /// # Shapes
@@ -183,7 +229,23 @@ impl LayerCache {
     /// [`CacheError`] for a wrong length, too many tokens, a non-finite or too large row or element. The layer is then unchanged.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) -> Result<(), CacheError> {
         let tokens = self.check(keys, values)?;
-        self.append_checked(tokens, 0..tokens, keys, values)
+        self.append_checked(tokens, 0..tokens, keys, values, None)
+    }
+
+    /// As [`LayerCache::append`] for sequences with different numbers of new tokens: the first `lens[b]` rows of sequence `b` are new, the
+    /// others are padding, which is neither read nor stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerCache::append`], and [`CacheError::NewTokens`] for a sequence that has more new tokens than rows came.
+    pub fn append_lens(
+        &mut self,
+        keys: &[f32],
+        values: &[f32],
+        lens: &[usize],
+    ) -> Result<(), CacheError> {
+        let tokens = self.check_lens(keys, values, Some(lens))?;
+        self.append_checked(tokens, 0..tokens, keys, values, Some(lens))
     }
 
     /// Appends those tokens in `range` of what [`LayerCache::check`] has accepted.
@@ -193,6 +255,7 @@ impl LayerCache {
         range: Range<usize>,
         keys: &[f32],
         values: &[f32],
+        lens: Option<&[usize]>,
     ) -> Result<(), CacheError> {
         if range.is_empty() {
             return Ok(());
@@ -207,9 +270,14 @@ impl LayerCache {
         let kv_heads = self.kv_heads;
         for (i, ((cache, keys), values)) in self.heads.iter_mut().zip(keys).zip(values).enumerate()
         {
+            let count = lens.map_or(tokens, |lens| lens[i / kv_heads]);
+            let (start, end) = (range.start, range.end.min(count));
+            if start >= end {
+                continue;
+            }
             // every reason to refuse was checked for all heads
-            let keys = &keys[range.start * head_dim..range.end * head_dim];
-            let values = &values[range.start * value_dim..range.end * value_dim];
+            let keys = &keys[start * head_dim..end * head_dim];
+            let values = &values[start * value_dim..end * value_dim];
             cache
                 .append(keys, values)
                 .map_err(|source| CacheError::Keys {
@@ -221,10 +289,35 @@ impl LayerCache {
         Ok(())
     }
 
-    /// The fewest tokens that [`truncate`](Self::truncate) leaves: fewer need keys that were evicted.
+    /// The fewest tokens that [`truncate`](Self::truncate) leaves of the longest sequence: fewer need keys that were evicted.
     pub fn least_len(&self) -> usize {
-        let evicted = self.evicted();
-        self.window.map_or(0, |window| window.least_len(evicted))
+        let least = self.heads.iter().map(|head| self.least_of(head));
+        least.max().unwrap_or(0)
+    }
+
+    fn least_of(&self, head: &HeadCache) -> usize {
+        let least = |window: LayerWindow| window.least_len(head.evicted());
+        self.window.map_or(0, least)
+    }
+
+    /// Whether every sequence can be cut to what `len` makes of its length.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Evicted`] for the first that cannot.
+    pub(crate) fn check_cut(
+        &self,
+        sequences: Range<usize>,
+        len: impl Fn(usize) -> usize,
+    ) -> Result<(), CacheError> {
+        let heads = sequences.start * self.kv_heads..sequences.end * self.kv_heads;
+        for head in self.heads.get(heads).unwrap_or_default() {
+            let (least, received) = (self.least_of(head), len(head.len()));
+            if received < least.min(head.len()) {
+                return Err(CacheError::Evicted { least, received });
+            }
+        }
+        Ok(())
     }
 
     /// Forgets the tokens from `len` on.
@@ -234,13 +327,7 @@ impl LayerCache {
     /// [`CacheError::Evicted`] if the layer has a window and queries would see what it has evicted: a caller that goes back sets
     /// [`CacheConfig::evict_slack`]. The layer is then unchanged.
     pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
-        let least = self.least_len();
-        if len < least.min(self.len()) {
-            return Err(CacheError::Evicted {
-                least,
-                received: len,
-            });
-        }
+        self.check_cut(0..self.sequences(), |_| len)?;
         for head in &mut self.heads {
             head.truncate(len);
         }
@@ -260,9 +347,75 @@ impl LayerCache {
         }
     }
 
+    /// Forgets the tokens of one sequence from `len` on.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Sequence`] if there is no such sequence, [`CacheError::Evicted`] as for [`truncate`](Self::truncate). The layer is then unchanged.
+    pub fn truncate_sequence(&mut self, sequence: usize, len: usize) -> Result<(), CacheError> {
+        check_sequences(self.sequences(), &[sequence])?;
+        self.check_cut(sequence..sequence + 1, |_| len)?;
+        let heads = self.heads.iter_mut().skip(sequence * self.kv_heads);
+        for head in heads.take(self.kv_heads) {
+            head.truncate(len);
+        }
+        Ok(())
+    }
+
+    /// A layer of the same rows, whose memory is shared.
+    pub(crate) fn fork(&mut self) -> Self {
+        let heads = self.heads.iter_mut().map(HeadCache::fork).collect();
+        self.with_heads(heads)
+    }
+
+    fn with_heads(&self, heads: Vec<HeadCache>) -> Self {
+        Self { heads, ..*self }
+    }
+
+    /// Forks of the `sequences`, which exist, in this order.
+    pub(crate) fn select(&mut self, sequences: &[usize]) -> Self {
+        let mut heads = Vec::with_capacity(sequences.len() * self.kv_heads);
+        for &sequence in sequences {
+            let chosen = self.heads.iter_mut().skip(sequence * self.kv_heads);
+            heads.extend(chosen.take(self.kv_heads).map(HeadCache::fork));
+        }
+        self.with_heads(heads)
+    }
+
+    /// Puts old sequence `order[i]`, which exists, in the place of sequence `i`. One that is wanted once is moved.
+    pub(crate) fn reorder(&mut self, order: &[usize]) {
+        let mut wanted = vec![0_usize; self.sequences()];
+        order.iter().for_each(|&sequence| wanted[sequence] += 1);
+        let mut old: Vec<Option<HeadCache>> = std::mem::take(&mut self.heads)
+            .into_iter()
+            .map(Some)
+            .collect();
+        for &sequence in order {
+            wanted[sequence] -= 1;
+            for head in &mut old[sequence * self.kv_heads..][..self.kv_heads] {
+                let chosen = match wanted[sequence] {
+                    0 => head.take(),
+                    _ => head.as_mut().map(HeadCache::fork),
+                };
+                self.heads.extend(chosen);
+            }
+        }
+    }
+
     pub(crate) fn reset(&mut self) {
         for head in &mut self.heads {
             head.reset();
         }
+    }
+}
+
+/// That a layer of so many sequences has all of `wanted`.
+pub(crate) fn check_sequences(sequences: usize, wanted: &[usize]) -> Result<(), CacheError> {
+    match wanted.iter().find(|&&sequence| sequence >= sequences) {
+        Some(&received) => Err(CacheError::Sequence {
+            sequences,
+            received,
+        }),
+        None => Ok(()),
     }
 }

@@ -18,7 +18,8 @@
 //! # Ok::<(), hira_cache::CacheError>(())
 //! ```
 //!
-//! Cloning a cache forks it: sealed segments and full runs of values are shared, not copied.
+//! [`HiraCache::fork`] shares every stored row with another cache; [`PrefixStore`] keeps caches of prompts, so that one which begins as
+//! another did goes on from its cache.
 
 mod cache;
 mod config;
@@ -26,6 +27,7 @@ mod error;
 mod head;
 mod layer;
 mod means;
+mod prefix;
 mod residency;
 mod values;
 mod window;
@@ -33,10 +35,11 @@ mod window;
 #[cfg(feature = "burn")]
 pub mod burn;
 
-pub use cache::{CacheInfo, HiraCache};
+pub use cache::{CacheInfo, HiraCache, memory_of};
 pub use config::CacheConfig;
 pub use error::CacheError;
 pub use head::{HeadCache, KvRun, SparseHistory};
 pub use layer::LayerCache;
 pub use means::{BlockMeans, MeanRun};
-pub use values::ValueStore;
+pub use prefix::{PrefixError, PrefixStore};
+pub use values::{ValueRun, ValueStore};

@@ -11,6 +11,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use hira_index::Counted;
 use hira_kernels::{Precision, StoredSlice, StoredVec};
 
 use crate::ValueStore;
@@ -20,6 +21,9 @@ const PRECISION: Precision = Precision::Bf16;
 
 /// Blocks of a run that forks share: 16,384 positions at the default length of a block.
 const RUN_BLOCKS: usize = 128;
+
+/// A run that is shared while it is shorter is copied, so that runs stay few.
+const FROZEN_BLOCKS: usize = 16;
 
 /// The mean value of each complete block of positions, and how far the block's values can be from it.
 ///
@@ -35,9 +39,9 @@ pub struct BlockMeans {
     block_keys: usize,
     dim: usize,
     len: usize,
-    /// Full runs in front that were evicted.
-    evicted: usize,
     runs: Vec<Arc<Run>>,
+    /// Whether the last run takes no more blocks.
+    frozen: bool,
     /// Sums of the block that is being read.
     sums: Vec<f64>,
     /// A row of it, widened, and its mean.
@@ -47,6 +51,8 @@ pub struct BlockMeans {
 
 #[derive(Debug, Clone)]
 struct Run {
+    /// The first block.
+    start: usize,
     means: StoredVec,
     radii: Vec<f32>,
     norms: Vec<f32>,
@@ -72,8 +78,8 @@ impl BlockMeans {
             block_keys,
             dim,
             len: 0,
-            evicted: 0,
             runs: Vec::new(),
+            frozen: false,
             sums: Vec::new(),
             row: Vec::new(),
             mean: Vec::new(),
@@ -97,8 +103,8 @@ impl BlockMeans {
 
     /// The means that are stored, in order.
     pub fn runs(&self) -> impl Iterator<Item = MeanRun<'_>> {
-        self.runs.iter().enumerate().map(|(i, run)| MeanRun {
-            start: (self.evicted + i) * RUN_BLOCKS,
+        self.runs.iter().map(|run| MeanRun {
+            start: run.start,
             means: run.means.as_slice(),
             radii: &run.radii,
             norms: &run.norms,
@@ -107,8 +113,22 @@ impl BlockMeans {
 
     /// Bytes of means and radii, with what is reserved for the next ones.
     pub fn bytes(&self) -> usize {
+        self.bytes_once(&mut Counted::default())
+    }
+
+    /// The same without what `counted` has seen.
+    pub(crate) fn bytes_once(&self, counted: &mut Counted) -> usize {
         let held = |run: &Arc<Run>| run.means.bytes() + 2 * run.radii.capacity() * size_of::<f32>();
-        self.runs.iter().map(held).sum()
+        let runs = self.runs.iter().filter(|run| counted.is_new(&***run));
+        runs.map(held).sum()
+    }
+
+    /// Ends the last run if it is long, so that forks share it for good.
+    pub(crate) fn freeze(&mut self) {
+        self.frozen = self
+            .runs
+            .last()
+            .is_some_and(|run| run.radii.len() >= FROZEN_BLOCKS);
     }
 
     /// Bytes that one position adds, rounded up.
@@ -140,8 +160,11 @@ impl BlockMeans {
                 *sum += f64::from(x);
             }
         });
-        if self.len.is_multiple_of(RUN_BLOCKS) {
+        let is_full = |run: &Arc<Run>| run.radii.len() >= RUN_BLOCKS;
+        if self.frozen || self.runs.last().is_none_or(is_full) {
+            self.frozen = false;
             self.runs.push(Arc::new(Run {
+                start: self.len,
                 means: StoredVec::new(PRECISION),
                 radii: Vec::new(),
                 norms: Vec::new(),
@@ -151,10 +174,15 @@ impl BlockMeans {
             return;
         };
         if run.radii.len() == run.radii.capacity() {
-            // an eighth of a run at a time: a short cache wastes little, and a run is moved a few times at most
-            run.means.reserve_exact(RUN_BLOCKS / 8 * self.dim);
-            run.radii.reserve_exact(RUN_BLOCKS / 8);
-            run.norms.reserve_exact(RUN_BLOCKS / 8);
+            // an eighth of a run at a time: a short cache wastes little, and a run is moved a few times at most; a fork's begins with one
+            let more = if run.start.is_multiple_of(RUN_BLOCKS) || !run.radii.is_empty() {
+                RUN_BLOCKS / 8
+            } else {
+                1
+            };
+            run.means.reserve_exact(more * self.dim);
+            run.radii.reserve_exact(more);
+            run.norms.reserve_exact(more);
         }
         let share = 1.0 / self.block_keys as f64;
         let mean = &mut self.mean;
@@ -182,17 +210,16 @@ impl BlockMeans {
         if self.block_keys == 0 {
             return;
         }
-        let full = (before / self.block_keys).min(self.len) / RUN_BLOCKS;
-        if full > self.evicted {
-            self.runs.drain(..full - self.evicted);
-            self.evicted = full;
-        }
+        let before = (before / self.block_keys).min(self.len);
+        let outside = |run: &Arc<Run>| run.start + run.radii.len() <= before;
+        let gone = self.runs.partition_point(outside);
+        self.runs.drain(..gone);
     }
 
     /// Forgets every block.
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
-        (self.evicted, self.len) = (0, 0);
+        (self.len, self.frozen) = (0, false);
     }
 
     /// Forgets the blocks that are not complete in the first `len` positions.
@@ -201,12 +228,14 @@ impl BlockMeans {
             return;
         }
         self.len = len / self.block_keys;
-        let runs = self.len.div_ceil(RUN_BLOCKS);
-        self.runs.truncate(runs.saturating_sub(self.evicted));
-        let kept = self.len % RUN_BLOCKS;
-        if kept != 0
-            && let Some(run) = self.runs.last_mut().map(Arc::make_mut)
+        let kept = self.runs.partition_point(|run| run.start < self.len);
+        self.runs.truncate(kept);
+        self.frozen = false;
+        if let Some(run) = self.runs.last_mut()
+            && self.len - run.start < run.radii.len()
         {
+            let kept = self.len - run.start;
+            let run = Arc::make_mut(run);
             run.means.truncate(kept * self.dim);
             run.radii.truncate(kept);
             run.norms.truncate(kept);
@@ -341,6 +370,10 @@ mod tests {
             let mut means = BlockMeans::new(16, 3);
             values.append(&rows(0..2500));
             means.follow(&values);
+            if cut % 2 == 0 {
+                means.freeze();
+                values.freeze();
+            }
             let (fork, fork_values) = (means.clone(), values.clone());
             values.truncate(cut);
             means.truncate(cut);

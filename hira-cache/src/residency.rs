@@ -211,17 +211,14 @@ impl Residency {
         Ok(())
     }
 
-    /// Follows what was appended to a layer, which now holds `len` tokens: complete segments can be moved from now on, and are where the
+    /// Follows `tokens` that were appended to a layer: complete segments can be moved from now on, and are where the
     /// placement wants them. What cannot be moved stays, within the budget that was checked before.
-    pub(crate) fn settle(
-        &mut self,
-        layers: &mut [LayerCache],
-        layer: usize,
-        len: usize,
-        tokens: usize,
-    ) {
+    pub(crate) fn settle(&mut self, layers: &mut [LayerCache], layer: usize, tokens: usize) {
         self.since_balance += tokens;
-        let sealed = len / self.run_len != (len - tokens) / self.run_len;
+        // Pieces end with segments.
+        let sealed = layers[layer]
+            .lens()
+            .any(|len| len.is_multiple_of(self.run_len));
         if self.spill.is_none() || !sealed && self.since_balance < BALANCE_TOKENS * layers.len() {
             return;
         }

@@ -1,26 +1,49 @@
-//! Value vectors of one head: runs of fixed length, shared between forks once they are full.
+//! Value vectors of one head: runs that forks share once they are full, or once they are frozen.
 
 use std::{ops::Range, sync::Arc};
 
+use hira_index::Counted;
 use hira_kernels::{Precision, StoredRows, StoredSlice, StoredVec, prefetch};
+
+/// The same for a run that begins where the store was forked.
+const FORKED_ROWS: usize = 16;
 
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
 const RESERVE_ROWS: usize = 512;
 
 /// The values of one head in time order, in the precision in which they are stored.
 ///
+/// They lie in runs. A run ends at a multiple of [`run_len`](Self::run_len) or where the store was forked; once the rows up to the next
+/// multiple are there, they are one run again.
+///
 /// # Complexity
 ///
-/// Appending a row is O(Dv) amortised; cloning is O(runs), and the first append after a clone copies the last run.
+/// Appending a row is O(Dv) amortised; cloning is O(runs), and the first append after a clone copies the last run. A fork copies none.
 #[derive(Debug, Clone)]
 pub struct ValueStore {
     dim: usize,
     run_len: usize,
     len: usize,
     precision: Precision,
-    /// Full runs in front that were evicted.
-    evicted: usize,
-    runs: Vec<Arc<StoredRows>>,
+    runs: Vec<Run>,
+    /// Whether the last run takes no more rows.
+    frozen: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Run {
+    /// Position of the first row.
+    start: usize,
+    rows: Arc<StoredRows>,
+}
+
+/// Consecutive values, contiguous in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct ValueRun<'a> {
+    /// Position of the first row.
+    pub start: usize,
+    /// The rows, with where they lie.
+    pub rows: &'a StoredRows,
 }
 
 impl ValueStore {
@@ -31,8 +54,8 @@ impl ValueStore {
             run_len,
             len: 0,
             precision,
-            evicted: 0,
             runs: Vec::new(),
+            frozen: false,
         }
     }
 
@@ -56,64 +79,93 @@ impl ValueStore {
         self.precision
     }
 
-    /// Rows of a full run: run `i` holds positions `i * run_len ..`.
+    /// Rows of a full run.
     pub fn run_len(&self) -> usize {
         self.run_len
     }
 
-    /// The rows of run `i`; `None` if there is no such run, or it was evicted.
-    pub fn run(&self, i: usize) -> Option<StoredSlice<'_>> {
-        let i = i.checked_sub(self.evicted)?;
-        self.runs.get(i).map(|run| run.as_slice())
+    /// The run that holds `position`; `None` if there is no such row, or it was evicted.
+    ///
+    /// # Complexity
+    ///
+    /// O(log runs); O(1) if the store was never forked.
+    pub fn run_at(&self, position: usize) -> Option<ValueRun<'_>> {
+        if position >= self.len {
+            return None;
+        }
+        // Without frozen runs before it, this is the place.
+        let first = self.runs.first()?.start / self.run_len;
+        let place = (position / self.run_len).checked_sub(first)?;
+        let holds = |run: &Run| run.start <= position && position < run.start + self.rows_of(run);
+        let run = match self.runs.get(place) {
+            Some(run) if holds(run) => run,
+            _ => {
+                let next = self.runs.partition_point(|run| run.start <= position);
+                self.runs.get(next.checked_sub(1)?)?
+            }
+        };
+        Some(ValueRun {
+            start: run.start,
+            rows: &run.rows,
+        })
     }
 
-    /// The runs that are stored, with the position of the first row of each and where they lie; all but the last are full.
+    fn rows_of(&self, run: &Run) -> usize {
+        run.rows.len() / self.dim
+    }
+
+    /// The runs that are stored, with the position of the first row of each and where they lie.
     pub fn runs(&self) -> impl ExactSizeIterator<Item = (usize, &StoredRows)> {
-        let runs = self.runs.iter().enumerate();
-        runs.map(|(i, run)| ((self.evicted + i) * self.run_len, &**run))
-    }
-
-    /// Run `i`, with where it lies; `None` if there is no such run, or it was evicted.
-    pub fn stored(&self, i: usize) -> Option<&StoredRows> {
-        let i = i.checked_sub(self.evicted)?;
-        self.runs.get(i).map(|run| &**run)
+        self.runs.iter().map(|run| (run.start, &*run.rows))
     }
 
     /// Moves every full run into a [region](hira_kernels::Region), where its residence can change. One that a fork shares stays owned; so
     /// does everything where there are no regions.
     pub(crate) fn move_to_regions(&mut self) {
-        let full = (self.len / self.run_len).saturating_sub(self.evicted);
-        for run in self.runs[..full].iter_mut().filter_map(Arc::get_mut) {
-            // a run that cannot be moved is one that stays in memory
-            let _ = run.move_to_region();
+        let complete = self.len / self.run_len * self.run_len;
+        for run in self.runs.iter_mut().filter(|run| run.start < complete) {
+            if let Some(rows) = Arc::get_mut(&mut run.rows) {
+                // a run that cannot be moved is one that stays in memory
+                let _ = rows.move_to_region();
+            }
         }
     }
 
     /// The row at `position`.
     pub fn row(&self, position: usize) -> Option<StoredSlice<'_>> {
-        let run = self.run(position / self.run_len)?;
-        let first = (position % self.run_len) * self.dim;
-        run.get(first..first + self.dim)
+        let run = self.run_at(position)?;
+        let first = (position - run.start) * self.dim;
+        run.rows.as_slice().get(first..first + self.dim)
     }
 
-    /// The longest contiguous slice of rows that starts at `range.start` and stays inside `range`.
+    /// The longest contiguous slice of rows that starts at `range.start` and stays inside `range`; not more than are stored.
     pub(crate) fn contiguous(&self, range: Range<usize>) -> Option<StoredSlice<'_>> {
-        let run = self.run(range.start / self.run_len)?;
-        let first = range.start % self.run_len;
-        let rows = (self.run_len - first).min(range.end.checked_sub(range.start)?);
-        run.get(first * self.dim..(first + rows) * self.dim)
+        let wanted = range.end.checked_sub(range.start)?;
+        let run = self.run_at(range.start)?;
+        let first = range.start - run.start;
+        let rows = (run.rows.len() / self.dim - first).min(wanted);
+        let stored = run.rows.as_slice();
+        stored.get(first * self.dim..(first + rows) * self.dim)
     }
 
     /// Bytes of the rows, with what is reserved for the next ones.
     pub fn bytes(&self) -> usize {
-        self.runs.iter().map(|run| run.bytes()).sum()
+        self.bytes_once(&mut Counted::default())
+    }
+
+    /// The same without what `counted` has seen.
+    pub(crate) fn bytes_once(&self, counted: &mut Counted) -> usize {
+        let rows = self.runs.iter().map(|run| &*run.rows);
+        let rows = rows.filter(|rows| counted.is_new(*rows));
+        rows.map(StoredRows::bytes).sum()
     }
 
     /// Has the processor fetch what the next row is written beside.
     pub(crate) fn prefetch_end(&self) {
         if let Some(run) = self.runs.last() {
-            let last = run.len().saturating_sub(1)..run.len();
-            match run.as_slice().slice(last) {
+            let rows = &run.rows;
+            let last = rows.len().saturating_sub(1)..rows.len();
+            match rows.as_slice().slice(last) {
                 StoredSlice::F32(last) => prefetch(last),
                 StoredSlice::F16(last) => prefetch(last),
                 StoredSlice::Bf16(last) => prefetch(last),
@@ -124,18 +176,25 @@ impl ValueStore {
     /// Appends rows, rounded to the precision; the caller has checked them.
     pub(crate) fn append(&mut self, mut rows: &[f32]) {
         while !rows.is_empty() {
-            if self.len.is_multiple_of(self.run_len) {
-                self.runs.push(Arc::new(StoredRows::new(self.precision)));
+            if self.frozen || self.len.is_multiple_of(self.run_len) {
+                self.runs.push(Run {
+                    start: self.len,
+                    rows: Arc::new(StoredRows::new(self.precision)),
+                });
+                self.frozen = false;
             }
             let room = self.run_len - self.len % self.run_len;
             let count = (rows.len() / self.dim).min(room);
             let (now, later) = rows.split_at(count * self.dim);
-            if let Some(run) = self.runs.last_mut().map(Arc::make_mut) {
-                let run = run.to_mut();
+            let mut is_piece = false;
+            if let Some(run) = self.runs.last_mut() {
+                is_piece = !run.start.is_multiple_of(self.run_len);
+                let least = if is_piece { FORKED_ROWS } else { RESERVE_ROWS };
+                let run = Arc::make_mut(&mut run.rows).to_mut();
                 let free = run.capacity() - run.len();
                 if free < now.len() {
                     // A sixteenth more than a long prompt needs: the token after it would else have all of it copied.
-                    let more = (RESERVE_ROWS * self.dim).max(run.len() / 8);
+                    let more = (least * self.dim).max(run.len() / 8);
                     let more = more.max(now.len() + now.len() / 16);
                     run.reserve_exact(more.min(room * self.dim));
                 }
@@ -143,22 +202,71 @@ impl ValueStore {
             }
             self.len += count;
             rows = later;
+            if self.len.is_multiple_of(self.run_len) && is_piece {
+                self.join_from(self.first_piece());
+            }
         }
     }
 
-    /// Drops the runs all of whose rows lie before position `before`.
+    /// Drops the runs all of whose rows lie before position `before`, but the one that takes the next row.
     pub(crate) fn evict(&mut self, before: usize) {
-        let full = before.min(self.len) / self.run_len;
-        if full > self.evicted {
-            self.runs.drain(..full - self.evicted);
-            self.evicted = full;
-        }
+        let outside = |run: &Run| run.start + self.rows_of(run) <= before;
+        let outside = self.runs.partition_point(outside);
+        let is_last_complete = self.frozen || self.len.is_multiple_of(self.run_len);
+        let most = self.runs.len() - usize::from(!is_last_complete && !self.runs.is_empty());
+        self.runs.drain(..outside.min(most));
     }
 
     /// Forgets every row.
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
-        (self.evicted, self.len) = (0, 0);
+        (self.len, self.frozen) = (0, false);
+    }
+
+    /// The first of the runs between the last multiple of `run_len` before the last row and the end.
+    fn first_piece(&self) -> usize {
+        let start = self.len.saturating_sub(1) / self.run_len * self.run_len;
+        self.runs.partition_point(|run| run.start < start)
+    }
+
+    /// Makes one run of the last ones.
+    fn join_from(&mut self, first: usize) {
+        let Some(start) = self.runs.get(first).map(|run| run.start) else {
+            return;
+        };
+        let mut rows = StoredVec::new(self.precision);
+        rows.reserve_exact((self.len - start) * self.dim);
+        for run in self.runs.drain(first..) {
+            rows.extend(run.rows.as_slice());
+        }
+        self.runs.push(Run {
+            start,
+            rows: Arc::new(rows.into()),
+        });
+    }
+
+    /// Ends the last run, so that forks go on in runs of their own and share all of this one. Runs that were ended so before, and are not
+    /// much longer, become one with it.
+    pub(crate) fn freeze(&mut self) {
+        if self.frozen || self.len.is_multiple_of(self.run_len) {
+            return;
+        }
+        let least = self.first_piece();
+        let mut first = self.runs.len() - 1;
+        let mut rows = self.rows_of(&self.runs[first]);
+        while first > least && self.rows_of(&self.runs[first - 1]) < 2 * rows {
+            first -= 1;
+            rows += self.rows_of(&self.runs[first]);
+        }
+        if first + 1 < self.runs.len() {
+            self.join_from(first);
+        } else if let Some(run) = self.runs.last_mut()
+            && let Some(rows) = Arc::get_mut(&mut run.rows)
+            && rows.region().is_none()
+        {
+            rows.to_mut().shrink_to_fit();
+        }
+        self.frozen = true;
     }
 
     /// Forgets the rows from `len` on, none of which was evicted.
@@ -166,22 +274,27 @@ impl ValueStore {
         if len >= self.len {
             return;
         }
-        let runs = len.div_ceil(self.run_len);
-        self.runs.truncate(runs.saturating_sub(self.evicted));
-        let kept = len % self.run_len;
-        if kept != 0
-            && let Some(run) = self.runs.last_mut()
-        {
-            if run.region().is_some() || Arc::get_mut(run).is_none() {
-                // Of what others share, only what is kept is copied.
-                let mut copy = StoredVec::new(self.precision);
-                copy.extend(run.as_slice().slice(0..kept * self.dim));
-                *run = Arc::new(copy.into());
+        self.runs
+            .truncate(self.runs.partition_point(|run| run.start < len));
+        self.len = len;
+        self.frozen = false;
+        if let Some(run) = self.runs.last_mut() {
+            let kept = (len - run.start) * self.dim;
+            if kept < run.rows.len() {
+                // What is left of a shared run is copied, and nothing else of it.
+                match Arc::get_mut(&mut run.rows) {
+                    Some(rows) if rows.region().is_none() => rows.truncate(kept),
+                    _ => {
+                        let mut rows = StoredVec::new(self.precision);
+                        rows.extend(run.rows.as_slice().slice(0..kept));
+                        run.rows = Arc::new(rows.into());
+                    }
+                }
             } else {
-                Arc::make_mut(run).truncate(kept * self.dim);
+                // It ended here, full or frozen.
+                self.frozen = !len.is_multiple_of(self.run_len);
             }
         }
-        self.len = len;
     }
 }
 
@@ -246,6 +359,45 @@ mod tests {
             store.clear();
             store.append(&rows(7..9));
             assert_eq!(store.row(0), Some((&[7.0, -7.0]).into()));
+        }
+    }
+
+    #[test]
+    fn forks_share_every_row_and_runs_grow_together_again() {
+        let mut store = ValueStore::new(2, 64, Precision::F32);
+        let mut forks = Vec::new();
+        for step in 0..300 {
+            store.append(&rows(step..step + 1));
+            if step % 3 == 0 {
+                store.freeze();
+                forks.push(store.clone());
+            }
+            for i in 0..=step {
+                assert_eq!(store.row(i), Some((&rows(i..i + 1)).into()));
+            }
+            assert_eq!(store.row(step + 1), None);
+        }
+        // Whole runs, and at most a logarithm of pieces.
+        assert_eq!(
+            store.runs[..4]
+                .iter()
+                .map(|run| run.start)
+                .collect::<Vec<_>>(),
+            [0, 64, 128, 192]
+        );
+        assert!(store.runs.len() <= 4 + 6, "{}", store.runs.len());
+        for (i, mut fork) in forks.into_iter().enumerate() {
+            let len = 3 * i + 1;
+            assert_eq!(fork.len(), len);
+            let before = fork.bytes();
+            fork.append(&rows(900..901));
+            // 16 rows are reserved, but for the run that is whole again
+            assert!(fork.bytes() <= before + 64 * 8, "{len}");
+            fork.truncate(len / 2);
+            fork.append(&rows(len / 2..len));
+            for i in 0..len {
+                assert_eq!(fork.row(i), Some((&rows(i..i + 1)).into()));
+            }
         }
     }
 

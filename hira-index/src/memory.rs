@@ -29,6 +29,11 @@ impl Counted {
     pub fn is_new<T>(&mut self, piece: &T) -> bool {
         self.seen.insert(std::ptr::from_ref(piece).addr())
     }
+
+    /// Whether the piece was seen before.
+    pub fn has<T>(&self, piece: &T) -> bool {
+        self.seen.contains(&std::ptr::from_ref(piece).addr())
+    }
 }
 
 impl IndexMemory {
