@@ -101,6 +101,25 @@ impl HiraCache {
         })
     }
 
+    /// The heads of all layers, in order.
+    pub(crate) fn all_heads(&self) -> impl Iterator<Item = &HeadCache> {
+        self.layers.iter().flat_map(LayerCache::heads)
+    }
+
+    /// The cache of `heads`, layer by layer, which are those of a cache of this configuration; the layer whose heads are not equally long
+    /// as an error.
+    pub(crate) fn restore(config: CacheConfig, heads: Vec<HeadCache>) -> Result<Self, usize> {
+        let mut heads = heads.into_iter();
+        let layers = (0..config.layers).map(|layer| {
+            let heads = heads.by_ref().take(config.sequences * config.kv_heads);
+            LayerCache::restore(&config, heads.collect()).ok_or(layer)
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+            config,
+        })
+    }
+
     /// Appends new tokens to one layer, all of them or nothing.
     ///
     /// # Shapes

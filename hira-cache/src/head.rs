@@ -34,6 +34,18 @@ pub struct HeadCache {
     searches: SearchHistory,
 }
 
+/// Everything of a head that was saved.
+pub(crate) struct HeadState {
+    pub(crate) index: HierarchicalIndex,
+    pub(crate) values: ValueStore,
+    pub(crate) means: BlockMeans,
+    pub(crate) max_key_norm: f32,
+    pub(crate) max_value_norm: f32,
+    pub(crate) history: Option<SparseHistory>,
+    pub(crate) widening: Option<f32>,
+    pub(crate) searches: SearchHistory,
+}
+
 /// Running means over a head's recent sparse steps, kept for the planner.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SparseHistory {
@@ -54,7 +66,7 @@ impl HeadCache {
     pub(crate) fn new(config: &CacheConfig) -> Result<Self, IndexError> {
         let mut index = config.index.clone();
         index.dim = config.head_dim;
-        let run_len = index.segment_len.max(1);
+        let run_len = ValueStore::run_len_of(&index);
         let values = ValueStore::new(config.value_dim, run_len, index.precision);
         Ok(Self {
             index: HierarchicalIndex::with_kernel(index, config.kernel)?,
@@ -66,6 +78,25 @@ impl HeadCache {
             widening: None,
             searches: SearchHistory::default(),
         })
+    }
+
+    /// The head that was saved; `None` if it has not a value for every key.
+    pub(crate) fn restore(state: HeadState) -> Option<Self> {
+        (state.index.len() == state.values.len()).then_some(Self {
+            index: state.index,
+            values: state.values,
+            means: state.means,
+            max_key_norm: state.max_key_norm,
+            max_value_norm: state.max_value_norm,
+            history: state.history,
+            widening: state.widening,
+            searches: state.searches,
+        })
+    }
+
+    /// What searches remember.
+    pub(crate) fn searches(&self) -> &SearchHistory {
+        &self.searches
     }
 
     /// Tokens stored.

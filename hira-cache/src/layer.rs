@@ -27,6 +27,18 @@ impl LayerCache {
         })
     }
 
+    /// The layer of `heads`; `None` if they are not equally long.
+    pub(crate) fn restore(config: &CacheConfig, heads: Vec<HeadCache>) -> Option<Self> {
+        let same = heads.windows(2).all(|pair| pair[0].len() == pair[1].len());
+        same.then_some(Self {
+            heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            value_dim: config.value_dim,
+            max_len: config.max_len,
+        })
+    }
+
     /// Tokens stored for every sequence.
     pub fn len(&self) -> usize {
         self.heads.first().map_or(0, HeadCache::len)

@@ -18,7 +18,8 @@
 //! # Ok::<(), hira_cache::CacheError>(())
 //! ```
 //!
-//! Cloning a cache forks it: sealed segments and full runs of values are shared, not copied.
+//! Cloning a cache forks it: sealed segments and full runs of values are shared, not copied. [`HiraCache::save`] puts a cache in a folder, and
+//! [`HiraCache::load`] brings it back bit for bit: see [`persist`].
 
 mod cache;
 mod config;
@@ -26,6 +27,7 @@ mod error;
 mod head;
 mod layer;
 mod means;
+pub mod persist;
 mod values;
 
 #[cfg(feature = "burn")]
@@ -37,4 +39,5 @@ pub use error::CacheError;
 pub use head::{HeadCache, KvRun, SparseHistory};
 pub use layer::LayerCache;
 pub use means::{BlockMeans, MeanRun};
+pub use persist::{LoadOptions, LoadedCache, PersistError, SaveOptions, SaveReport, Verify};
 pub use values::ValueStore;

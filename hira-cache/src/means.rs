@@ -11,6 +11,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use hira_kernels::{Precision, StoredSlice, StoredVec};
 
 use crate::ValueStore;
@@ -99,6 +100,49 @@ impl BlockMeans {
             radii: &run.radii,
             norms: &run.norms,
         })
+    }
+
+    /// The bytes of every run, in the byte order of this machine: for files.
+    pub(crate) fn encoded_runs(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.runs().map(|run| {
+            let parts = [
+                run.means.as_bytes(),
+                cast_slice(run.radii),
+                cast_slice(run.norms),
+            ];
+            parts.concat()
+        })
+    }
+
+    /// The means of `len` values, of which `runs` are the encoded runs; `None` if they are not those of as many blocks.
+    pub(crate) fn restore(
+        block_keys: usize,
+        dim: usize,
+        len: usize,
+        runs: &[Vec<u8>],
+    ) -> Option<Self> {
+        let mut restored = Self::new(block_keys, dim);
+        restored.len = len.checked_div(block_keys).unwrap_or(0);
+        let mut left = restored.len;
+        for bytes in runs {
+            let blocks = left.min(RUN_BLOCKS);
+            left -= blocks;
+            let mut run = Run {
+                means: StoredVec::zeroed(PRECISION, blocks * dim, blocks * dim),
+                radii: vec![0.0; blocks],
+                norms: vec![0.0; blocks],
+            };
+            let (means, rest) = bytes.split_at_checked(blocks * dim * PRECISION.bytes())?;
+            let (radii, norms) = rest.split_at_checked(blocks * size_of::<f32>())?;
+            if blocks == 0 || norms.len() != radii.len() {
+                return None;
+            }
+            run.means.as_bytes_mut().copy_from_slice(means);
+            cast_slice_mut(&mut run.radii).copy_from_slice(radii);
+            cast_slice_mut(&mut run.norms).copy_from_slice(norms);
+            restored.runs.push(Arc::new(run));
+        }
+        (left == 0).then_some(restored)
     }
 
     /// Bytes of means and radii, with what is reserved for the next ones.

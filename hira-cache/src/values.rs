@@ -1,7 +1,9 @@
 //! Value vectors of one head: runs of fixed length, shared between forks once they are full.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
+use hira_index::IndexConfig;
 use hira_kernels::{Precision, StoredSlice, StoredVec, prefetch};
 
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
@@ -19,6 +21,8 @@ pub struct ValueStore {
     len: usize,
     precision: Precision,
     runs: Vec<Arc<StoredVec>>,
+    /// What each run has been saved as, once it is full.
+    saved: Vec<Arc<OnceLock<u128>>>,
 }
 
 impl ValueStore {
@@ -30,7 +34,49 @@ impl ValueStore {
             len: 0,
             precision,
             runs: Vec::new(),
+            saved: Vec::new(),
         }
+    }
+
+    /// Rows of a full run of the values beside an index of this configuration.
+    pub(crate) fn run_len_of(config: &IndexConfig) -> usize {
+        config.segment_len.max(1)
+    }
+
+    /// The store of `full` runs, each with the hash that it was saved as if that is known, and of what comes after them. `None` if they are not of the
+    /// lengths that they should have.
+    pub(crate) fn restore(
+        dim: usize,
+        run_len: usize,
+        precision: Precision,
+        full: Vec<(StoredVec, Option<u128>)>,
+        last: StoredVec,
+    ) -> Option<Self> {
+        let mut store = Self::new(dim, run_len, precision);
+        let run_values = run_len.checked_mul(dim)?;
+        for (run, hash) in full {
+            let saved = hash.map_or_else(OnceLock::new, OnceLock::from);
+            if run.len() != run_values {
+                return None;
+            }
+            store.runs.push(Arc::new(run));
+            store.saved.push(Arc::new(saved));
+        }
+        if !last.len().is_multiple_of(dim) || last.len() >= run_values {
+            return None;
+        }
+        store.len = (store.runs.len().checked_mul(run_len)?).checked_add(last.len() / dim)?;
+        if !last.is_empty() {
+            store.runs.push(Arc::new(last));
+            store.saved.push(Arc::default());
+        }
+        Some(store)
+    }
+
+    /// Where whoever saves run `i` notes the hash that it has been saved as; `None` if the run is not full. Clones that share the run share the note.
+    pub(crate) fn saved(&self, i: usize) -> Option<&OnceLock<u128>> {
+        let is_full = (i + 1) * self.run_len <= self.len;
+        self.saved.get(i).filter(|_| is_full).map(|saved| &**saved)
     }
 
     /// Rows stored.
@@ -100,6 +146,7 @@ impl ValueStore {
         while !rows.is_empty() {
             if self.len.is_multiple_of(self.run_len) {
                 self.runs.push(Arc::new(StoredVec::new(self.precision)));
+                self.saved.push(Arc::default());
             }
             let room = self.run_len - self.len % self.run_len;
             let count = (rows.len() / self.dim).min(room);
@@ -125,11 +172,13 @@ impl ValueStore {
             return;
         }
         self.runs.truncate(len.div_ceil(self.run_len));
+        self.saved.truncate(self.runs.len());
         let kept = len % self.run_len;
         if kept != 0
-            && let Some(run) = self.runs.last_mut()
+            && let (Some(run), Some(saved)) = (self.runs.last_mut(), self.saved.last_mut())
         {
             Arc::make_mut(run).truncate(kept * self.dim);
+            *saved = Arc::default();
         }
         self.len = len;
     }

@@ -38,9 +38,11 @@ mod memory;
 mod named;
 mod product;
 mod reservoir;
+mod restore;
 mod rows;
 mod segment;
 mod sketch;
+mod snapshot;
 mod update;
 mod validate;
 mod widen;
@@ -60,6 +62,7 @@ pub use level::Level;
 pub use memory::IndexMemory;
 pub use product::{ProductCodes, ProductConfig, ProductQuantizationBuilder};
 pub use segment::Segment;
+pub use snapshot::{LevelParts, ProductParts, SavedSegment, SegmentParts, SketchParts};
 pub use update::{
     DynamicUpdater, IncrementalUpdater, RebuildTrigger, RebuildUpdater, UpdateConfig,
 };

@@ -52,6 +52,7 @@
 
 mod bf16;
 mod boxes;
+mod bytes;
 mod ceiling;
 mod columns;
 #[cfg(feature = "cuda")]

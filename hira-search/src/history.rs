@@ -1,5 +1,7 @@
 //! What a head's searches leave for the next one: counts for the cost model, and keys for the first threshold.
 
+mod bytes;
+
 use crate::plan::MAX_COARSE;
 
 /// Exactly scored keys for each one wanted, before any were measured: 1.3 on captured keys at top-256.
