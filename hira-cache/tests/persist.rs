@@ -422,7 +422,7 @@ fn child_process() {
     let folder = Path::new(&folder);
     let config = config(Precision::F32, 1);
     if role == "loop" {
-        let mut cache = HiraCache::new(config).unwrap();
+        let mut cache = HiraCache::new(config.clone()).unwrap();
         for step in 0.. {
             advance(&mut cache, step);
             let options = SaveOptions::default().with_tokens(vec![vec![step as u32]]);

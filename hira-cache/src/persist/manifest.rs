@@ -59,6 +59,8 @@ pub(super) struct PartFile {
     /// The generation that wrote it, which is its name.
     pub(super) generation: u64,
     pub(super) len: u64,
+    /// Bytes of the parts that were written to it, without what lies between them.
+    pub(super) part_bytes: u64,
     pub(super) digest: Hash,
 }
 

@@ -26,6 +26,7 @@ pub(super) struct PartWriter {
     generation: u64,
     file: BufWriter<File>,
     at: u64,
+    part_bytes: u64,
     digest: Xxh3,
     is_finished: bool,
 }
@@ -46,6 +47,7 @@ impl PartWriter {
             generation,
             file: BufWriter::with_capacity(1 << 18, file),
             at: 0,
+            part_bytes: 0,
             digest: Xxh3::new(),
             is_finished: false,
         };
@@ -70,6 +72,7 @@ impl PartWriter {
             hash,
         };
         self.write(bytes)?;
+        self.part_bytes += part.len;
         for number in [part.offset, part.len] {
             self.digest.update(&number.to_ne_bytes());
         }
@@ -82,6 +85,7 @@ impl PartWriter {
         let file = PartFile {
             generation: self.generation,
             len: self.at,
+            part_bytes: self.part_bytes,
             digest: Hash(self.digest.digest128()),
         };
         let header = header(&file);

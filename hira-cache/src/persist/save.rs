@@ -215,7 +215,7 @@ impl Base {
         files
             .filter(|file| {
                 used.get(&file.generation)
-                    .is_some_and(|used| used * 2 < file.len - PAGE.min(file.len))
+                    .is_some_and(|used| used * 2 < file.part_bytes)
             })
             .map(|file| file.generation)
             .collect()
