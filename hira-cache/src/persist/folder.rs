@@ -17,7 +17,12 @@ pub(super) struct Writing {
 impl Writing {
     /// Makes the folder if it is not there, and takes the right to write to it.
     pub(super) fn begin(folder: &Path) -> Result<Self, PersistError> {
-        fs::create_dir_all(folder).map_err(PersistError::io(folder))?;
+        if !folder.is_dir() {
+            fs::create_dir_all(folder).map_err(PersistError::io(folder))?;
+            if let Some(parent) = folder.parent().filter(|parent| parent.is_dir()) {
+                sync(parent)?;
+            }
+        }
         let path = folder.join(LOCK);
         let lock = File::options()
             .create(true)
