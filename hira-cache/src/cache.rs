@@ -23,6 +23,15 @@ pub struct HiraCache {
     residency: Residency,
 }
 
+/// Why heads make no cache.
+pub(crate) enum RestoreFault {
+    Cache(CacheError),
+    /// Those of a sequence are not equally long.
+    Lengths {
+        layer: usize,
+    },
+}
+
 /// What a cache holds, at a glance.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -120,6 +129,37 @@ impl HiraCache {
             layers,
             received: layer,
         })
+    }
+
+    /// The heads of all layers, in order.
+    pub(crate) fn all_heads(&self) -> impl Iterator<Item = &HeadCache> {
+        self.layers.iter().flat_map(LayerCache::heads)
+    }
+
+    /// The cache of `heads`, layer by layer, which are those of a cache of this configuration. What main memory has no room for goes down.
+    pub(crate) fn restore(
+        config: CacheConfig,
+        heads: Vec<HeadCache>,
+    ) -> Result<Self, RestoreFault> {
+        let mut cache = Self::new(config).map_err(RestoreFault::Cache)?;
+        let per_layer = cache.config.sequences * cache.config.kv_heads;
+        let mut heads = heads.into_iter();
+        for (i, layer) in cache.layers.iter_mut().enumerate() {
+            if !layer.restore(heads.by_ref().take(per_layer).collect()) {
+                return Err(RestoreFault::Lengths { layer: i });
+            }
+        }
+        if cache.residency.is_active() {
+            cache
+                .layers
+                .iter_mut()
+                .for_each(LayerCache::move_to_regions);
+            for layer in 0..cache.layers.len() {
+                let room = cache.residency.make_room(&mut cache.layers, layer, 0);
+                room.map_err(|error| RestoreFault::Cache(error.into()))?;
+            }
+        }
+        Ok(cache)
     }
 
     /// Appends new tokens to one layer, all of them or nothing.

@@ -7,7 +7,7 @@ use hira_kernels::{Kernel, TILE};
 use hira_memory::{Budget, MemoryPolicy, Tier};
 
 use crate::CacheError;
-use crate::window::LayerWindow;
+use crate::window::{LayerWindow, segment_len};
 
 /// The longest block of which a scan can bound the tail.
 const MAX_TAIL_BLOCK: usize = 1024;
@@ -162,6 +162,16 @@ impl CacheConfig {
         self.disk_path = Some(path.into());
         self.disk_budget = budget;
         self
+    }
+
+    /// How the keys of a layer with this window are indexed.
+    pub(crate) fn index_of(&self, window: Option<usize>) -> IndexConfig {
+        let mut index = self.index.clone();
+        index.dim = self.head_dim;
+        if let Some(window) = window {
+            index.segment_len = segment_len(window, index.segment_len);
+        }
+        index
     }
 
     /// Checks every value.

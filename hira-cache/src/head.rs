@@ -7,7 +7,6 @@ use hira_kernels::{MAX_NORM, Precision, StoredRows, StoredSlice, dense::RowHolde
 use hira_memory::Part;
 use hira_search::SearchHistory;
 
-use crate::window::segment_len;
 use crate::{BlockMeans, CacheConfig, ValueStore};
 
 /// Keys and values of a range of positions that are contiguous in memory.
@@ -36,6 +35,18 @@ pub struct HeadCache {
     searches: SearchHistory,
 }
 
+/// Everything of a head that was saved.
+pub(crate) struct HeadState {
+    pub(crate) index: HierarchicalIndex,
+    pub(crate) values: ValueStore,
+    pub(crate) means: BlockMeans,
+    pub(crate) max_key_norm: f32,
+    pub(crate) max_value_norm: f32,
+    pub(crate) history: Option<SparseHistory>,
+    pub(crate) widening: Option<f32>,
+    pub(crate) searches: SearchHistory,
+}
+
 /// Running means over a head's recent sparse steps, kept for the planner.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SparseHistory {
@@ -55,12 +66,8 @@ pub(crate) enum ValueFault {
 impl HeadCache {
     /// An empty head of a layer with this window, if it has one.
     pub(crate) fn new(config: &CacheConfig, window: Option<usize>) -> Result<Self, IndexError> {
-        let mut index = config.index.clone();
-        index.dim = config.head_dim;
-        if let Some(window) = window {
-            index.segment_len = segment_len(window, index.segment_len);
-        }
-        let run_len = index.segment_len.max(1);
+        let index = config.index_of(window);
+        let run_len = ValueStore::run_len_of(&index);
         let values = ValueStore::new(config.value_dim, run_len, index.precision);
         Ok(Self {
             index: HierarchicalIndex::with_kernel(index, config.kernel)?,
@@ -72,6 +79,25 @@ impl HeadCache {
             widening: None,
             searches: SearchHistory::default(),
         })
+    }
+
+    /// The head that was saved; `None` if it has not a value for every key.
+    pub(crate) fn restore(state: HeadState) -> Option<Self> {
+        (state.index.len() == state.values.len()).then_some(Self {
+            index: state.index,
+            values: state.values,
+            means: state.means,
+            max_key_norm: state.max_key_norm,
+            max_value_norm: state.max_value_norm,
+            history: state.history,
+            widening: state.widening,
+            searches: state.searches,
+        })
+    }
+
+    /// What searches remember.
+    pub(crate) fn searches(&self) -> &SearchHistory {
+        &self.searches
     }
 
     /// Tokens that were appended and not taken back, those that were evicted included.

@@ -33,6 +33,18 @@ impl LayerCache {
         })
     }
 
+    /// Puts `heads`, which were saved, in the place of those of this layer; false if there are not as many, or those of a sequence are not equally long.
+    #[must_use]
+    pub(crate) fn restore(&mut self, heads: Vec<HeadCache>) -> bool {
+        let mut sequences = heads.chunks(self.kv_heads);
+        let same = sequences.all(|heads| heads.iter().all(|head| head.len() == heads[0].len()));
+        let fits = same && heads.len() == self.heads.len();
+        if fits {
+            self.heads = heads;
+        }
+        fits
+    }
+
     /// Tokens of the longest sequence, those that were evicted included.
     pub fn len(&self) -> usize {
         self.lens().max().unwrap_or(0)

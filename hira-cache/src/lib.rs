@@ -19,7 +19,8 @@
 //! ```
 //!
 //! [`HiraCache::fork`] shares every stored row with another cache; [`PrefixStore`] keeps caches of prompts, so that one which begins as
-//! another did goes on from its cache.
+//! another did goes on from its cache. [`HiraCache::save`] puts a cache in a folder, and [`HiraCache::load`] brings it back bit for bit: see
+//! [`persist`].
 
 mod cache;
 mod config;
@@ -27,6 +28,7 @@ mod error;
 mod head;
 mod layer;
 mod means;
+pub mod persist;
 mod prefix;
 mod residency;
 mod values;
@@ -41,5 +43,6 @@ pub use error::CacheError;
 pub use head::{HeadCache, KvRun, SparseHistory};
 pub use layer::LayerCache;
 pub use means::{BlockMeans, MeanRun};
+pub use persist::{LoadOptions, LoadedCache, PersistError, SaveOptions, SaveReport, Verify};
 pub use prefix::{PrefixError, PrefixStore};
 pub use values::{ValueRun, ValueStore};

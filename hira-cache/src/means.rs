@@ -11,6 +11,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use hira_index::Counted;
 use hira_kernels::{Precision, StoredSlice, StoredVec};
 
@@ -109,6 +110,53 @@ impl BlockMeans {
             radii: &run.radii,
             norms: &run.norms,
         })
+    }
+
+    /// The bytes of every run, in the byte order of this machine: for files.
+    pub(crate) fn encoded_runs(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.runs().map(|run| {
+            let parts = [
+                run.means.as_bytes(),
+                cast_slice(run.radii),
+                cast_slice(run.norms),
+            ];
+            parts.concat()
+        })
+    }
+
+    /// The means of `len` values, of which `runs` are the encoded runs, those that were evicted left out; `None` if there are more blocks than the
+    /// values have.
+    pub(crate) fn restore(
+        block_keys: usize,
+        dim: usize,
+        len: usize,
+        runs: &[Vec<u8>],
+    ) -> Option<Self> {
+        let mut restored = Self::new(block_keys, dim);
+        restored.len = len.checked_div(block_keys).unwrap_or(0);
+        let block_bytes = dim * PRECISION.bytes() + 2 * size_of::<f32>();
+        let blocks = |bytes: &Vec<u8>| bytes.len() / block_bytes;
+        let mut start = (restored.len).checked_sub(runs.iter().map(blocks).sum())?;
+        for bytes in runs {
+            let blocks = blocks(bytes);
+            if blocks == 0 || blocks > RUN_BLOCKS || bytes.len() != blocks * block_bytes {
+                return None;
+            }
+            let mut run = Run {
+                start,
+                means: StoredVec::zeroed(PRECISION, blocks * dim, blocks * dim),
+                radii: vec![0.0; blocks],
+                norms: vec![0.0; blocks],
+            };
+            let (means, rest) = bytes.split_at_checked(blocks * dim * PRECISION.bytes())?;
+            let (radii, norms) = rest.split_at_checked(blocks * size_of::<f32>())?;
+            run.means.as_bytes_mut().copy_from_slice(means);
+            cast_slice_mut(&mut run.radii).copy_from_slice(radii);
+            cast_slice_mut(&mut run.norms).copy_from_slice(norms);
+            restored.runs.push(Arc::new(run));
+            start += blocks;
+        }
+        Some(restored)
     }
 
     /// Bytes of means and radii, with what is reserved for the next ones.

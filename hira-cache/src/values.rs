@@ -1,8 +1,9 @@
 //! Value vectors of one head: runs that forks share once they are full, or once they are frozen.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use hira_index::Counted;
+use hira_index::{Counted, IndexConfig};
 use hira_kernels::{Precision, StoredRows, StoredSlice, StoredVec, prefetch};
 
 /// The same for a run that begins where the store was forked.
@@ -35,6 +36,18 @@ struct Run {
     /// Position of the first row.
     start: usize,
     rows: Arc<StoredRows>,
+    /// What it has been saved as, once it takes no more rows.
+    saved: Arc<OnceLock<u128>>,
+}
+
+impl Run {
+    fn new(start: usize, rows: StoredRows) -> Self {
+        Self {
+            start,
+            rows: Arc::new(rows),
+            saved: Arc::default(),
+        }
+    }
 }
 
 /// Consecutive values, contiguous in memory.
@@ -57,6 +70,66 @@ impl ValueStore {
             runs: Vec::new(),
             frozen: false,
         }
+    }
+
+    /// Rows of a full run of the values beside an index of this configuration.
+    pub(crate) fn run_len_of(config: &IndexConfig) -> usize {
+        config.segment_len.max(1)
+    }
+
+    /// The store of `complete` runs from position `start` on, each with the hash that it was saved as if that is known, and of what comes after
+    /// them. `None` if they are not of the lengths that they should have.
+    pub(crate) fn restore(
+        dim: usize,
+        (run_len, start): (usize, usize),
+        precision: Precision,
+        complete: Vec<(StoredVec, Option<u128>)>,
+        last: StoredVec,
+    ) -> Option<Self> {
+        let mut store = Self::new(dim, run_len, precision);
+        store.len = start;
+        let last = (!last.is_empty()).then_some((last, None));
+        for (rows, hash) in complete.into_iter().chain(last) {
+            let count = rows.len() / dim;
+            let room = run_len - store.len % run_len;
+            if count == 0 || count > room || !rows.len().is_multiple_of(dim) {
+                return None;
+            }
+            store.runs.push(Run {
+                saved: Arc::new(hash.map_or_else(OnceLock::new, OnceLock::from)),
+                ..Run::new(store.len, rows.into())
+            });
+            store.len = store.len.checked_add(count)?;
+        }
+        Some(store)
+    }
+
+    /// After [`restore`](Self::restore) without rows after the complete runs: the last of these takes no more.
+    pub(crate) fn end_last_run(&mut self) {
+        self.frozen = !self.len.is_multiple_of(self.run_len);
+    }
+
+    /// The runs that take no more rows, each with where whoever saves it notes the hash that it has been saved as. Clones that share a run share the
+    /// note.
+    pub(crate) fn complete_runs(&self) -> impl Iterator<Item = (StoredSlice<'_>, &OnceLock<u128>)> {
+        let runs = self.runs.iter().take(self.complete());
+        runs.map(|run| (run.rows.as_slice(), &*run.saved))
+    }
+
+    /// The rows behind them.
+    pub(crate) fn last_rows(&self) -> Option<StoredSlice<'_>> {
+        let run = self.runs.get(self.complete());
+        run.map(|run| run.rows.as_slice())
+    }
+
+    /// Position of the first row that is stored, or of the next one.
+    pub(crate) fn first(&self) -> usize {
+        self.runs.first().map_or(self.len, |run| run.start)
+    }
+
+    fn complete(&self) -> usize {
+        let takes_rows = !self.frozen && !self.len.is_multiple_of(self.run_len);
+        self.runs.len() - usize::from(takes_rows && !self.runs.is_empty())
     }
 
     /// Rows that were appended and not taken back, those that were evicted included.
@@ -177,10 +250,8 @@ impl ValueStore {
     pub(crate) fn append(&mut self, mut rows: &[f32]) {
         while !rows.is_empty() {
             if self.frozen || self.len.is_multiple_of(self.run_len) {
-                self.runs.push(Run {
-                    start: self.len,
-                    rows: Arc::new(StoredRows::new(self.precision)),
-                });
+                self.runs
+                    .push(Run::new(self.len, StoredRows::new(self.precision)));
                 self.frozen = false;
             }
             let room = self.run_len - self.len % self.run_len;
@@ -212,9 +283,7 @@ impl ValueStore {
     pub(crate) fn evict(&mut self, before: usize) {
         let outside = |run: &Run| run.start + self.rows_of(run) <= before;
         let outside = self.runs.partition_point(outside);
-        let is_last_complete = self.frozen || self.len.is_multiple_of(self.run_len);
-        let most = self.runs.len() - usize::from(!is_last_complete && !self.runs.is_empty());
-        self.runs.drain(..outside.min(most));
+        self.runs.drain(..outside.min(self.complete()));
     }
 
     /// Forgets every row.
@@ -239,10 +308,7 @@ impl ValueStore {
         for run in self.runs.drain(first..) {
             rows.extend(run.rows.as_slice());
         }
-        self.runs.push(Run {
-            start,
-            rows: Arc::new(rows.into()),
-        });
+        self.runs.push(Run::new(start, rows.into()));
     }
 
     /// Ends the last run, so that forks go on in runs of their own and share all of this one. Runs that were ended so before, and are not
@@ -281,6 +347,7 @@ impl ValueStore {
         if let Some(run) = self.runs.last_mut() {
             let kept = (len - run.start) * self.dim;
             if kept < run.rows.len() {
+                run.saved = Arc::default();
                 // What is left of a shared run is copied, and nothing else of it.
                 match Arc::get_mut(&mut run.rows) {
                     Some(rows) if rows.region().is_none() => rows.truncate(kept),

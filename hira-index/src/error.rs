@@ -62,6 +62,12 @@ pub enum IndexError {
         /// Number of keys.
         len: usize,
     },
+    /// Parts of a saved segment that are not those of one, or do not fit the configuration.
+    #[error("the saved segment is broken: {what}")]
+    Snapshot {
+        /// What should be true of it.
+        what: &'static str,
+    },
     /// A builder that failed, or clusters of one that cannot be used.
     #[error("the builder is of no use here: {what}")]
     Builder {

@@ -13,7 +13,7 @@ use crate::widen::Widener;
 use crate::{Builder, Counted, IndexConfig, IndexError, IndexMemory, Segment, rows};
 
 /// Most keys of an index: positions are 32 bits wide.
-const MAX_LEN: usize = u32::MAX as usize;
+pub(crate) const MAX_LEN: usize = u32::MAX as usize;
 
 /// The keys of one attention head, in the order of their positions, with what a search needs to know about them.
 ///
@@ -514,7 +514,9 @@ impl HierarchicalIndex {
             sample: self.reservoir.memory_usage(counted),
             ..IndexMemory::default()
         };
-        let segments = self.segments().filter(|segment| counted.is_new(segment.rows()));
+        let segments = self
+            .segments()
+            .filter(|segment| counted.is_new(segment.rows()));
         for segment in segments {
             memory.keys += segment.key_bytes();
             memory.sketch += segment.sketch_bytes();
@@ -605,11 +607,21 @@ impl HierarchicalIndex {
         self.truncate(0);
     }
 
-    pub(crate) fn sealed(&self) -> &[Arc<Segment>] {
+    /// The sealed segments, which clones of the index share, in the order of their positions.
+    pub fn sealed(&self) -> &[Arc<Segment>] {
         &self.sealed
     }
 
-    pub(crate) fn open(&self) -> &Segment {
+    /// Puts segments that were checked in the place of those that there are, and samples their positions.
+    pub(crate) fn put(&mut self, sealed: Vec<Arc<Segment>>, open: Segment) {
+        self.sealed = sealed;
+        self.open = Arc::new(open);
+        self.reservoir.truncate(0);
+        self.reservoir.extend_to(self.len());
+    }
+
+    /// The segment that takes new keys; it may hold none.
+    pub fn open(&self) -> &Segment {
         &self.open
     }
 

@@ -1,10 +1,12 @@
 //! One coarse level of a segment: clusters, and how high a key in one of them can score.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
 use crate::rows::{self, round_up};
-use crate::{Hierarchy, memory};
+use crate::snapshot::{LevelParts, broken};
+use crate::{Hierarchy, IndexError, memory};
 
 /// Clusters of one level of a sealed segment, each with a ball and a box around its keys.
 ///
@@ -50,7 +52,52 @@ pub(crate) struct Scalars {
     pub(crate) box_norm: f32,
 }
 
+impl Scalars {
+    fn as_array(&self) -> [f32; 3] {
+        [self.radius, self.centroid_norm, self.box_norm]
+    }
+
+    fn from_array(&[radius, centroid_norm, box_norm]: &[f32; 3]) -> Self {
+        Self {
+            radius,
+            centroid_norm,
+            box_norm,
+        }
+    }
+}
+
 impl Level {
+    /// What a file has of the level.
+    pub(crate) fn parts(&self) -> LevelParts<'_> {
+        LevelParts {
+            centroids: Cow::Borrowed(&self.centroids),
+            lo: Cow::Borrowed(&self.lo),
+            hi: Cow::Borrowed(&self.hi),
+            scalars: Cow::Owned(self.scalars.iter().map(Scalars::as_array).collect()),
+            ends: Cow::Borrowed(&self.ends),
+        }
+    }
+
+    /// The level that was saved, of keys of `dim` values. Whether the clusters nest is for the caller to check.
+    pub(crate) fn restore(dim: usize, parts: LevelParts<'_>) -> Result<Self, IndexError> {
+        let clusters = parts.ends.len();
+        let rows = [&parts.centroids, &parts.lo, &parts.hi];
+        let fits = parts.scalars.len() == clusters
+            && clusters > 0
+            && rows.iter().all(|rows| rows.len() == clusters * dim);
+        if !fits {
+            return Err(broken("a level has the balls and boxes of its clusters"));
+        }
+        Ok(Self {
+            dim,
+            centroids: parts.centroids.into_owned(),
+            lo: parts.lo.into_owned(),
+            hi: parts.hi.into_owned(),
+            scalars: parts.scalars.iter().map(Scalars::from_array).collect(),
+            ends: parts.ends.into_owned(),
+        })
+    }
+
     /// Number of clusters.
     pub fn len(&self) -> usize {
         self.ends.len()

@@ -38,10 +38,12 @@ mod memory;
 mod named;
 mod product;
 mod reservoir;
+mod restore;
 mod rows;
 mod segment;
 mod sketch;
 mod slots;
+mod snapshot;
 mod update;
 mod validate;
 mod widen;
@@ -61,6 +63,7 @@ pub use level::Level;
 pub use memory::{Counted, IndexMemory};
 pub use product::{ProductCodes, ProductConfig, ProductQuantizationBuilder};
 pub use segment::Segment;
+pub use snapshot::{LevelParts, ProductParts, SavedSegment, SegmentParts, SketchParts};
 pub use update::{
     DynamicUpdater, IncrementalUpdater, RebuildTrigger, RebuildUpdater, UpdateConfig,
 };

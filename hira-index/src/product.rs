@@ -5,6 +5,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::{ProductParts, broken};
 use crate::{IndexError, memory, rows};
 
 /// Tiles that are gathered into slot order at a time.
@@ -195,6 +196,31 @@ impl ProductCodes {
         let shape = ProductShape::new(centre.len(), config.subvectors, config.bits);
         let entries = Training::new(shape, config, keys, centre).entries(kernel, centre);
         Self::with_entries(kernel, shape, entries, keys, centre, order)
+    }
+
+    /// The codes of `len` keys that were saved, if they are those of `config`.
+    pub(crate) fn restore(
+        config: Option<&ProductConfig>,
+        dim: usize,
+        len: usize,
+        parts: ProductParts<'_>,
+    ) -> Result<Self, IndexError> {
+        let shape = config.map(|config| ProductShape::new(dim, config.subvectors, config.bits));
+        let fits = |shape: &ProductShape| {
+            parts.entries.len() == dim * shape.entries()
+                && parts.levels.len() == shape.entries()
+                && parts.codes.len() == len.div_ceil(TILE) * shape.tile_bytes()
+        };
+        let shape = shape
+            .filter(fits)
+            .ok_or(broken("the product codes are those of its tiles"))?;
+        Ok(Self {
+            shape,
+            len,
+            entries: parts.entries.into_owned(),
+            levels: parts.levels.into_owned(),
+            codes: parts.codes.into_owned(),
+        })
     }
 
     /// What the kernels read.

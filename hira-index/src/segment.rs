@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hira_kernels::{
     Kernel, ProductView, SketchView, StoredRows, StoredSlice, StoredVec, TILE, prefetch,
@@ -10,6 +10,7 @@ use hira_kernels::{
 
 use crate::level::Level;
 use crate::sketch::{Sketch, growth};
+use crate::snapshot::SavedSegment;
 use crate::update::Insertion;
 use crate::widen::Widener;
 use crate::{
@@ -42,21 +43,23 @@ use crate::{
 pub struct Segment {
     start: usize,
     dim: usize,
-    keys: StoredRows,
+    pub(crate) keys: StoredRows,
     centre: Vec<f32>,
-    sketch: Option<Sketch>,
-    product: Option<ProductCodes>,
-    order: Option<Vec<u32>>,
-    levels: Vec<Level>,
-    state: State,
+    pub(crate) sketch: Option<Sketch>,
+    pub(crate) product: Option<ProductCodes>,
+    pub(crate) order: Option<Vec<u32>>,
+    pub(crate) levels: Vec<Level>,
+    pub(crate) state: State,
     /// Times that keys joined the clusters since they were built.
-    updates: u32,
-    build_error: Option<IndexError>,
+    pub(crate) updates: u32,
+    pub(crate) build_error: Option<IndexError>,
+    /// What it has been saved as; only once it changes no more.
+    pub(crate) saved: OnceLock<SavedSegment>,
 }
 
 /// Where a segment is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(crate) enum State {
     /// It takes keys.
     Open,
     /// It takes no keys, and is being built into another on a thread.
@@ -71,6 +74,11 @@ impl Segment {
     /// Position in the index of the segment's first key.
     pub fn start(&self) -> usize {
         self.start
+    }
+
+    /// Dimension of a key.
+    pub(crate) fn dim(&self) -> usize {
+        self.dim
     }
 
     /// Number of keys.
@@ -163,6 +171,7 @@ impl Segment {
             state: State::Open,
             updates: 0,
             build_error: None,
+            saved: OnceLock::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 use hira_kernels::{Kernel, Line, SketchView, TILE, prefer_large_pages, prefetch, tile_lines};
 
 use crate::memory;
+use crate::snapshot::SketchParts;
 
 /// Quantised keys in slot order, sixteen to a tile.
 #[derive(Clone)]
@@ -20,6 +21,16 @@ impl Sketch {
             len: 0,
             lines: Vec::new(),
             norms: Vec::new(),
+        }
+    }
+
+    /// The sketch that was saved; the lengths are checked.
+    pub(crate) fn restore(dim: usize, parts: SketchParts<'_>) -> Self {
+        Self {
+            dim,
+            len: parts.len,
+            lines: parts.lines.into_owned(),
+            norms: parts.norms.into_owned(),
         }
     }
 

@@ -54,6 +54,7 @@
 mod batch;
 mod bf16;
 mod boxes;
+mod bytes;
 mod ceiling;
 mod columns;
 #[cfg(feature = "cuda")]

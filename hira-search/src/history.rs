@@ -1,5 +1,7 @@
 //! What a head's searches leave for the next one: counts for the cost model, and keys for the first threshold.
 
+mod bytes;
+
 use std::ops::Range;
 
 use crate::plan::MAX_COARSE;
