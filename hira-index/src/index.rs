@@ -514,7 +514,9 @@ impl HierarchicalIndex {
             sample: self.reservoir.memory_usage(counted),
             ..IndexMemory::default()
         };
-        let segments = self.segments().filter(|segment| counted.is_new(segment.rows()));
+        let segments = self
+            .segments()
+            .filter(|segment| counted.is_new(segment.rows()));
         for segment in segments {
             memory.keys += segment.key_bytes();
             memory.sketch += segment.sketch_bytes();
