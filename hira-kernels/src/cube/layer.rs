@@ -3,8 +3,8 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::quantise::{StridesLaunch, append_tokens, block_means, centre_of, copy_heads};
-use super::rows::argument;
+use super::quantise::{append_tokens, block_means, centre_of, copy_heads};
+use super::rows::{StridesLaunch, argument};
 use super::shape::{BLOCK, CHUNK, TILE};
 use super::{DeviceError, DeviceRows, DeviceShape};
 
@@ -258,6 +258,11 @@ impl<R: Runtime> DeviceLayer<R> {
 
     pub(super) fn parameters(&self) -> ArrayArg<R> {
         argument(&self.buffers.parameters, 4)
+    }
+
+    #[cfg(all(test, feature = "wgpu"))]
+    pub(super) fn parameter_handle(&self) -> Handle {
+        self.buffers.parameters.clone()
     }
 
     pub(super) fn keys(&self) -> ArrayArg<R> {

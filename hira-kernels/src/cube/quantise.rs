@@ -5,27 +5,9 @@ use cubecl::prelude::*;
 use crate::Precision;
 
 use super::bounds::{LARGEST, NEAR, NEAR_RESIDUAL, SCALE_OF_LARGEST, TINY, UP, rho};
+use super::rows::Strides;
 use super::shape::{BLOCK, TILE};
 use super::words::{Lanes, Words, bf16_up, is_beyond, pack, quad, unpack};
-
-/// Where the rows of a tensor lie, in values.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Strides {
-    /// From one sequence to the next.
-    batch: u32,
-    /// From one head of a sequence to the next.
-    head: u32,
-    /// From one token to the next.
-    token: u32,
-}
-
-#[cube]
-impl Strides {
-    fn row(&self, head: u32, heads_per_batch: u32, token: u32) -> usize {
-        let batch = head / heads_per_batch;
-        (batch * self.batch + (head % heads_per_batch) * self.head + token * self.token) as usize
-    }
-}
 
 /// Sixteen values from `from` on, as they will be stored; `true` if one of them cannot be.
 #[cube]

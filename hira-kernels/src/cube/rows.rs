@@ -49,6 +49,26 @@ impl DeviceRows {
     }
 }
 
+/// Where the rows of a tensor lie, in values.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Strides {
+    /// From one sequence to the next.
+    pub(super) batch: u32,
+    /// From one head of a sequence to the next.
+    pub(super) head: u32,
+    /// From one token to the next.
+    pub(super) token: u32,
+}
+
+#[cube]
+impl Strides {
+    /// Where a row begins.
+    pub(super) fn row(&self, head: u32, heads_per_batch: u32, token: u32) -> usize {
+        let batch = head / heads_per_batch;
+        (batch * self.batch + (head % heads_per_batch) * self.head + token * self.token) as usize
+    }
+}
+
 /// A kernel's argument for `handle`.
 ///
 /// Its length is that of the memory, so that no index below it lies outside.
