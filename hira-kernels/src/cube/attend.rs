@@ -41,10 +41,7 @@ pub(super) fn write_columns(
         let mut total = sums[unit];
         for lane in 1..comptime!(lanes(value_dim)) {
             let other = sums[lane * comptime!(columns(value_dim)) + unit];
-            #[unroll]
-            for i in 0..4usize {
-                total[i] += other[i];
-            }
+            total += other;
         }
         #[unroll]
         for i in 0..4usize {
@@ -147,10 +144,7 @@ pub(super) fn attend(
                     let source = rows[e];
                     if source >> 31u32 == 0u32 {
                         let value = quad(values, (head_row + source as usize) * row_vectors, column, precision);
-                        #[unroll]
-                        for i in 0..4usize {
-                            sum[i] = fma(weight, value[i], sum[i]);
-                        }
+                        sum = fma(Lanes::new(weight), value, sum);
                     } else if weight > 0.0f32 {
                         let block = head_row / BLOCK + (source & 0x7fff_ffffu32) as usize;
                         let from = block * value_dim + 4 * column;
@@ -181,12 +175,8 @@ pub(super) fn attend(
     while half > 0 {
         if unit < half {
             let other = sums[unit + half];
-            let mut mine = sums[unit];
-            #[unroll]
-            for i in 0..4usize {
-                mine[i] += other[i];
-            }
-            sums[unit] = mine;
+            let mine = sums[unit];
+            sums[unit] = mine + other;
         }
         sync_cube();
         half /= 2;

@@ -79,7 +79,7 @@ pub(super) fn mass_histogram(
     work_capacity: u32,
     #[comptime] group: usize,
 ) {
-    let mut counts = SharedMemory::<Atomic<u32>>::new(comptime!(2 * BINS));
+    let counts = SharedMemory::<Atomic<u32>>::new(comptime!(2 * BINS));
     let query = CUBE_POS_Y as usize;
     let head_row = query / group * capacity as usize;
     let row = query * work_capacity as usize;
@@ -145,7 +145,7 @@ fn least_of(bins: &Array<u32>, row: usize, bin: usize) -> f32 {
 #[cube(launch)]
 pub(super) fn mass_threshold(bins: &Array<u32>, cuts: &mut Array<f32>, scale: f32, ratio: f32) {
     let mut sums = SharedMemory::<f32>::new(comptime!(4 * BUCKETS));
-    let mut first = SharedMemory::<Atomic<u32>>::new(1usize);
+    let first = SharedMemory::<Atomic<u32>>::new(1usize);
     let query = CUBE_POS_X as usize;
     let unit = UNIT_POS as usize;
     let row = query * comptime!(2 * BINS);

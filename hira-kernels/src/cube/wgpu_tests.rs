@@ -353,3 +353,176 @@ fn dense_is_attention(client: &Client, data: &Data, layer: &DeviceLayer<WgpuRunt
         assert!((f64::from(certificate.log_sum_exp) - exact).abs() < 1e-3);
     }
 }
+
+#[test]
+fn wgpu_rules_with_sinks_window_and_means() {
+    let client = client();
+    let data = Data::new(shape(2, 2, 64, 64, Precision::F32), 2500, 11);
+    let layer = data.layer(&client, &[2500], 4096);
+    let some = data.scores(0)[17];
+    let rules = [
+        DeviceRule::AtLeast(some),
+        DeviceRule::AtLeast(f32::NEG_INFINITY),
+        DeviceRule::AtLeast(f32::INFINITY),
+        DeviceRule::Top(0),
+        DeviceRule::Top(1),
+        DeviceRule::Top(25),
+        DeviceRule::Top(700),
+        DeviceRule::Top(2499),
+        DeviceRule::Top(5000),
+        DeviceRule::Mass(0.0),
+        DeviceRule::Mass(0.01),
+        DeviceRule::Mass(0.3),
+        DeviceRule::Mass(1.0),
+    ];
+    for rule in rules {
+        for (sinks, window, compensate) in [(0, 0, false), (4, 100, true)] {
+            check(&data, &DecodeParams { sinks, window, compensate, ..params(rule, 64) }, &layer, &client);
+        }
+    }
+    let selected = |rule| check(&data, &params(rule, 64), &layer, &client).certificates[0].selected;
+    assert_eq!(selected(DeviceRule::Mass(0.0)), data.len);
+    let (few, more) = (selected(DeviceRule::Mass(0.3)), selected(DeviceRule::Mass(0.01)));
+    assert!(few < more && more < data.len, "{few} {more}");
+}
+
+#[test]
+fn wgpu_means_stand_for_the_tail() {
+    let client = client();
+    let mut data = Data::new(shape(1, 4, 64, 64, Precision::F32), 4096, 5);
+    // Values that their blocks have in common, as a text's topics do.
+    for (i, value) in data.values.iter_mut().enumerate() {
+        *value = 0.3 * *value + ((i / 64 / 64) as f32 * 1.3 + (i % 64) as f32).sin();
+    }
+    let layer = data.layer(&client, &[4096], 4096);
+    let rule = params(DeviceRule::Top(256), 64);
+    let off = |compensate| {
+        let answer = check(&data, &DecodeParams { compensate, ..rule }, &layer, &client);
+        let of = |query: usize| distance(&answer.out[query * 64..][..64], &data.attention(query, rule.scale, |_| true).0);
+        (0..4).map(of).sum::<f64>()
+    };
+    let (without, with) = (off(false), off(true));
+    assert!(with < 0.7 * without, "{with} {without}");
+}
+
+#[test]
+fn wgpu_ties_zeros_and_one_huge_key() {
+    let client = client();
+    let base = Data::new(shape(1, 2, 64, 64, Precision::F32), 1300, 3);
+    let all = |f: &dyn Fn(usize, usize, f32) -> f32| {
+        let mut data = base.clone();
+        for (i, key) in data.keys.iter_mut().enumerate() {
+            *key = f(i / 64, i % 64, *key);
+        }
+        data
+    };
+    let cases = [
+        ("zeros", all(&|_, _, _| 0.0)),
+        ("equal", all(&|_, d, _| d as f32 - 20.0)),
+        ("three kinds", all(&|i, d, _| ((i % 3 * 64 + d) as f32).sin())),
+        ("one huge", all(&|i, _, key| if i == 700 { key * 1e6 } else { key })),
+        ("tiny", all(&|_, _, key| key * 1e-25)),
+        ("large", all(&|_, _, key| key * 1e10)),
+        ("signs", all(&|i, _, _| if i % 2 == 0 { 0.0 } else { -0.0 })),
+    ];
+    for (name, data) in cases {
+        let layer = data.layer(&client, &[1200, 100], 1300);
+        for rule in [DeviceRule::Top(100), DeviceRule::Top(400), DeviceRule::Mass(0.1), DeviceRule::AtLeast(0.0)] {
+            for compensate in [false, true] {
+                let answer = check(&data, &DecodeParams { compensate, ..params(rule, 64) }, &layer, &client);
+                if let (DeviceRule::Top(k), "zeros" | "equal" | "signs") = (rule, name) {
+                    assert_eq!(answer.selected[0], (0..k).collect(), "{name}: ties go to the lower positions");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wgpu_strided_rows_truncation_and_growth() {
+    let client = client();
+    let data = Data::new(shape(4, 1, 64, 64, Precision::F16), 1100, 21);
+    let layer = data.layer(&client, &[64, 900, 136], 1);
+    assert_eq!(layer.capacity(), 2048);
+    let expected = check(&data, &params(DeviceRule::Top(30), 64), &layer, &client).out;
+
+    // The same tokens as `[B, L, Hkv, D]` with two sequences, as a model's projection has them, after others that are forgotten.
+    let transpose = |rows: &[f32]| {
+        let mut out = vec![0.0; rows.len()];
+        for (i, &x) in rows.iter().enumerate() {
+            let (head, token, d) = (i / 64 / 1100, i / 64 % 1100, i % 64);
+            out[((head / 2 * 1100 + token) * 2 + head % 2) * 64 + d] = x;
+        }
+        out
+    };
+    let strided = |rows: &[f32], first: usize| DeviceRows {
+        handle: upload(&client, &transpose(rows)).offset_start((first * 2 * 64 * 4) as u64),
+        element: f32_element(),
+        heads_per_batch: 2,
+        strides: [1100 * 2 * 64, 64, 2 * 64],
+    };
+    let mut other = DeviceLayer::new(&client, data.shape, 5000).expect("a shape");
+    other.append(&client, &strided(&data.keys, 0), &strided(&data.values, 0), 500).expect("room");
+    other.append(&client, &strided(&data.values, 0), &strided(&data.keys, 0), 300).expect("room");
+    other.truncate(500);
+    other.append(&client, &strided(&data.keys, 500), &strided(&data.values, 500), 600).expect("room");
+    let answer = check(&data, &params(DeviceRule::Top(30), 64), &other, &client).out;
+    let off = answer.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(off < 1e-5, "{off}");
+}
+
+#[test]
+fn wgpu_what_cannot_be_stored_is_noted() {
+    let client = client();
+    let shape = shape(2, 1, 64, 64, Precision::Bf16);
+    let mut data = Data::new(shape, 200, 2);
+    data.keys[(200 + 150) * 64 + 7] = f32::NAN;
+    data.keys[(200 + 180) * 64] = f32::INFINITY;
+    data.values[120 * 64 + 63] = 1e30;
+    let mut layer = data.layer(&client, &[100, 100], 200);
+    assert_eq!(layer.faults(&client), DeviceFaults { key: Some(150), value: Some(120) });
+    // Such tokens are zeros, so everything else still holds.
+    for (head, position) in [(1, 150), (1, 180), (0, 120)] {
+        data.keys[(head * 200 + position) * 64..][..64].fill(0.0);
+        data.values[(head * 200 + position) * 64..][..64].fill(0.0);
+    }
+    check(&data, &params(DeviceRule::Top(20), 64), &layer, &client);
+    layer.reset(&client);
+    assert_eq!((layer.len(), layer.faults(&client)), (0, DeviceFaults::default()));
+
+    let mut work = DeviceWorkspace::new(&client, shape, 10).expect("a shape");
+    let rows = data.query_rows(&client);
+    let refused = super::decode(&client, &layer, &mut work, &rows, &rows, &params(DeviceRule::Top(1), 64));
+    assert_eq!(refused, Err(DeviceError::Empty));
+    let short = DeviceRows::contiguous(upload(&client, &[0.0; 64]), f32_element(), 2, 1, 64);
+    assert!(matches!(layer.append(&client, &short, &short, 1), Err(DeviceError::Buffer { expected: 512, received: 256 })));
+    assert!(DeviceLayer::<WgpuRuntime>::new(&client, DeviceShape { dim: 72, ..shape }, 1).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn wgpu_any_lengths_and_rules(
+        seed in 0u64..1_000_000,
+        steps in prop::collection::vec(1usize..900, 1..4),
+        magnitude in -6i32..7,
+        kind in 0usize..3,
+        amount in 0.0f64..1.0,
+        sinks in 0usize..70,
+        window in 0usize..200,
+        compensate: bool,
+    ) {
+        let client = client();
+        let len = steps.iter().sum();
+        let mut data = Data::new(shape(2, 2, 64, 64, Precision::Bf16), len, seed);
+        data.keys.iter_mut().for_each(|key| *key *= 10f32.powi(magnitude));
+        let layer = data.layer(&client, &steps, 1);
+        let rule = match kind {
+            0 => DeviceRule::Top((amount * 1.2 * len as f64) as usize),
+            1 => DeviceRule::AtLeast(data.scores(0)[(amount * (len - 1) as f64) as usize]),
+            _ => DeviceRule::Mass(amount as f32),
+        };
+        check(&data, &DecodeParams { sinks, window, compensate, ..params(rule, 64) }, &layer, &client);
+    }
+}

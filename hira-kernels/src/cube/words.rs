@@ -80,11 +80,7 @@ pub(super) fn unpack(word: u32, #[comptime] half: u32, #[comptime] precision: Pr
 pub(super) fn quad(rows: &Array<Words>, row: usize, quad: usize, #[comptime] precision: Precision) -> Lanes {
     let mut out = Lanes::empty();
     if comptime!(precision == Precision::F32) {
-        let words = rows[row + quad];
-        #[unroll]
-        for i in 0..4usize {
-            out[i] = f32::reinterpret(words[i]);
-        }
+        out = Lanes::reinterpret(rows[row + quad]);
     } else {
         let words = rows[row + quad / 2];
         let odd = quad % 2 == 1;
@@ -96,6 +92,12 @@ pub(super) fn quad(rows: &Array<Words>, row: usize, quad: usize, #[comptime] pre
         out[3] = unpack(second, 1u32, precision);
     }
     out
+}
+
+/// The sum of four lanes, by a tree.
+#[cube]
+pub(super) fn sum_lanes(lanes: Lanes) -> f32 {
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 }
 
 /// Whether a value is NaN or its magnitude reaches `largest`, by its bits: comparisons with NaN differ between runtimes.
