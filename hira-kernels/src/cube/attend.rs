@@ -62,7 +62,7 @@ pub(super) fn attend(
     scores: &Array<f32>,
     counts: &Array<u32>,
     tails: &Array<f32>,
-    cuts: &Array<f32>,
+    cuts: &Array<u32>,
     parts: &mut Array<f32>,
     scale: f32,
     sinks: u32,
@@ -87,8 +87,8 @@ pub(super) fn attend(
     let query = CUBE_POS_Y as usize;
     let head_row = query / group * capacity as usize;
     let row = query * work_capacity as usize;
-    let cut = cuts[query * CUT + 1];
-    let last_tie = u32::reinterpret(cuts[query * CUT + 2]);
+    let cut = f32::reinterpret(cuts[query * CUT + 1]);
+    let last_tie = cuts[query * CUT + 2];
     let column = unit % comptime!(columns(value_dim));
     let lane = unit / comptime!(columns(value_dim));
 
@@ -128,7 +128,9 @@ pub(super) fn attend(
                     dropped += weight;
                     // The high bit: a mean.
                     source = (position / comptime!(BLOCK as u32)) | 0x8000_0000u32;
-                    let complete = (position / comptime!(BLOCK as u32) + 1u32) * comptime!(BLOCK as u32) <= len;
+                    let complete = (position / comptime!(BLOCK as u32) + 1u32)
+                        * comptime!(BLOCK as u32)
+                        <= len;
                     weight = select(compensate && complete, weight, 0.0f32);
                     replaced += weight;
                 }
@@ -143,7 +145,12 @@ pub(super) fn attend(
                     let weight = weights[e];
                     let source = rows[e];
                     if source >> 31u32 == 0u32 {
-                        let value = quad(values, (head_row + source as usize) * row_vectors, column, precision);
+                        let value = quad(
+                            values,
+                            (head_row + source as usize) * row_vectors,
+                            column,
+                            precision,
+                        );
                         sum = fma(Lanes::new(weight), value, sum);
                     } else if weight > 0.0f32 {
                         let block = head_row / BLOCK + (source & 0x7fff_ffffu32) as usize;

@@ -108,8 +108,10 @@ pub(super) fn dense<F: Float>(
             let entry = unit % BATCH;
             if g < shared {
                 let part = g * comptime!(UNITS as usize) + 4 * entry;
-                let dot = (partials[part] + partials[part + 2]) + (partials[part + 1] + partials[part + 3]);
-                logits[(first_query + g) * BATCH + entry] = select(entry < batch, scale * dot, f32::new(LOWEST));
+                let dot = (partials[part] + partials[part + 2])
+                    + (partials[part + 1] + partials[part + 3]);
+                logits[(first_query + g) * BATCH + entry] =
+                    select(entry < batch, scale * dot, f32::new(LOWEST));
             }
             sync_cube();
         }
@@ -133,7 +135,11 @@ pub(super) fn dense<F: Float>(
             #[unroll]
             for j in 0..comptime!(BATCH / 16) {
                 let entry = 16 * j + lane;
-                let weight = select(entry < batch, (logits[query * BATCH + entry] - next).exp(), 0.0f32);
+                let weight = select(
+                    entry < batch,
+                    (logits[query * BATCH + entry] - next).exp(),
+                    0.0f32,
+                );
                 logits[query * BATCH + entry] = weight;
                 kept += weight;
             }
@@ -150,7 +156,12 @@ pub(super) fn dense<F: Float>(
             }
             let mut entry = value_lane;
             while entry < batch {
-                let value = quad(values, (head_row + at as usize + entry) * value_vectors, column, precision);
+                let value = quad(
+                    values,
+                    (head_row + at as usize + entry) * value_vectors,
+                    column,
+                    precision,
+                );
                 #[unroll]
                 for g in 0..group {
                     of_query[g] = fma(Lanes::new(logits[g * BATCH + entry]), value, of_query[g]);
@@ -171,7 +182,8 @@ pub(super) fn dense<F: Float>(
         for l in 0..16usize {
             total += largest_of[query * 16 + l];
         }
-        let part = ((head * group + query) * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * comptime!(PART + value_dim);
+        let part = ((head * group + query) * CUBE_COUNT_X as usize + CUBE_POS_X as usize)
+            * comptime!(PART + value_dim);
         parts[part] = largest;
         parts[part + 1] = total;
         parts[part + 2] = 0.0f32;
@@ -181,7 +193,8 @@ pub(super) fn dense<F: Float>(
     }
     #[unroll]
     for g in 0..group {
-        let part = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * comptime!(PART + value_dim);
+        let part = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize)
+            * comptime!(PART + value_dim);
         write_columns(&mut sums, of_query[g], parts, part + PART, value_dim);
     }
 }

@@ -11,6 +11,9 @@ use super::{DeviceError, DeviceRows, DeviceShape};
 /// The first append centres the sketch on the mean of its keys if it has at least as many.
 const CENTRE_FROM: usize = 64;
 
+/// Keys that the mean is taken of, at most: evenly spread over the tokens.
+const CENTRE_OF: usize = 256;
+
 /// Keys and values that could not be stored, as the device saw them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceFaults {
@@ -59,7 +62,11 @@ impl<R: Runtime> DeviceLayer<R> {
     ///
     /// [`DeviceError::Dimension`], [`DeviceError::Heads`] or [`DeviceError::Capacity`] if there is no kernel for the shape, or no index that
     /// reaches so far.
-    pub fn new(client: &ComputeClient<R>, shape: DeviceShape, capacity: usize) -> Result<Self, DeviceError> {
+    pub fn new(
+        client: &ComputeClient<R>,
+        shape: DeviceShape,
+        capacity: usize,
+    ) -> Result<Self, DeviceError> {
         shape.check()?;
         let capacity = whole_chunks(&shape, capacity)?;
         Ok(Self {
@@ -96,8 +103,17 @@ impl<R: Runtime> DeviceLayer<R> {
 
     /// Bytes of device memory that it holds.
     pub fn bytes(&self) -> u64 {
-        let Buffers { codes, parameters, keys, values, means } = &self.buffers;
-        [codes, parameters, keys, values, means].iter().map(|handle| handle.size_in_used()).sum()
+        let Buffers {
+            codes,
+            parameters,
+            keys,
+            values,
+            means,
+        } = &self.buffers;
+        [codes, parameters, keys, values, means]
+            .iter()
+            .map(|handle| handle.size_in_used())
+            .sum()
     }
 
     /// Makes room for `len` keys in all, at least doubling the capacity if it grows.
@@ -117,7 +133,8 @@ impl<R: Runtime> DeviceLayer<R> {
         let capacity = whole_chunks(&self.shape, len.max(doubled))?;
         let grown = Buffers::new(client, &self.shape, capacity);
         for (old, new) in self.buffers.each().into_iter().zip(grown.each()) {
-            let vectors = |handle: &Handle| (handle.size_in_used() / 16 / self.shape.heads as u64) as u32;
+            let vectors =
+                |handle: &Handle| (handle.size_in_used() / 16 / self.shape.heads as u64) as u32;
             let (from, to) = (vectors(old), vectors(new));
             copy_heads::launch(
                 client,
@@ -182,7 +199,12 @@ impl<R: Runtime> DeviceLayer<R> {
                 argument(&self.centre, 4),
                 strides(keys),
                 keys.heads_per_batch as u32,
-                if tokens < CENTRE_FROM { 0 } else { tokens.min(CHUNK) as u32 },
+                if tokens < CENTRE_FROM {
+                    0
+                } else {
+                    tokens.min(CENTRE_OF) as u32
+                },
+                (tokens / CENTRE_OF).max(1) as u32,
                 shape.dim,
                 element,
             );
@@ -300,7 +322,13 @@ impl Buffers {
     }
 
     fn each(&self) -> [&Handle; 5] {
-        [&self.codes, &self.parameters, &self.keys, &self.values, &self.means]
+        [
+            &self.codes,
+            &self.parameters,
+            &self.keys,
+            &self.values,
+            &self.means,
+        ]
     }
 }
 
@@ -308,7 +336,10 @@ impl Buffers {
 fn whole_chunks(shape: &DeviceShape, keys: usize) -> Result<usize, DeviceError> {
     let limit = shape.limit();
     if keys > limit {
-        return Err(DeviceError::Capacity { limit, received: keys });
+        return Err(DeviceError::Capacity {
+            limit,
+            received: keys,
+        });
     }
     Ok(keys.max(1).div_ceil(CHUNK) * CHUNK)
 }

@@ -58,4 +58,5 @@ pub use shape::DeviceShape;
 pub use workspace::DeviceWorkspace;
 
 #[cfg(all(test, feature = "wgpu"))]
+#[path = "tests.rs"]
 mod wgpu_tests;

@@ -21,7 +21,13 @@ pub struct DeviceRows {
 
 impl DeviceRows {
     /// A contiguous tensor of `tokens` rows of `dim` values for each head.
-    pub fn contiguous(handle: Handle, element: StorageType, heads_per_batch: usize, tokens: usize, dim: usize) -> Self {
+    pub fn contiguous(
+        handle: Handle,
+        element: StorageType,
+        heads_per_batch: usize,
+        tokens: usize,
+        dim: usize,
+    ) -> Self {
         Self {
             handle,
             element,
@@ -33,12 +39,22 @@ impl DeviceRows {
     /// Values from the first to the last of these rows.
     fn extent(&self, heads: usize, tokens: usize, dim: usize) -> usize {
         let batches = heads.div_ceil(self.heads_per_batch);
-        let last = [batches, self.heads_per_batch.min(heads), tokens].map(|count| count.saturating_sub(1));
-        last.iter().zip(self.strides).map(|(last, stride)| last * stride).sum::<usize>() + dim
+        let last =
+            [batches, self.heads_per_batch.min(heads), tokens].map(|count| count.saturating_sub(1));
+        last.iter()
+            .zip(self.strides)
+            .map(|(last, stride)| last * stride)
+            .sum::<usize>()
+            + dim
     }
 
     /// The number of values that a kernel may touch.
-    pub(super) fn check(&self, heads: usize, tokens: usize, dim: usize) -> Result<usize, DeviceError> {
+    pub(super) fn check(
+        &self,
+        heads: usize,
+        tokens: usize,
+        dim: usize,
+    ) -> Result<usize, DeviceError> {
         let extent = self.extent(heads, tokens, dim);
         let expected = (extent * self.element.size()) as u64;
         let received = self.handle.size_in_used();

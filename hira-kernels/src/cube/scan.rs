@@ -161,7 +161,8 @@ pub(super) fn scan<F: Float>(
                 for w in 0..4usize {
                     // A byte in the low bits of 2^23, less 2^23 + 128: exact, and no conversion.
                     let bytes = (Words::new(words[w]) >> shifts) & Words::new(0xffu32);
-                    let c = Lanes::reinterpret(bytes | Words::new(0x4b00_0000u32)) - Lanes::new(8_388_736.0f32);
+                    let c = Lanes::reinterpret(bytes | Words::new(0x4b00_0000u32))
+                        - Lanes::new(8_388_736.0f32);
                     #[unroll]
                     for query in 0..shared {
                         let q = rows[(first_query + query) * comptime!(dim / 4) + quad * 4 + w];

@@ -68,7 +68,9 @@ fn canonical_score(
     sync_cube();
     let mut score = 0.0f32;
     if lane == 0 {
-        let sum = sum_lanes((partials[unit] + partials[unit + 2]) + (partials[unit + 1] + partials[unit + 3]));
+        let sum = sum_lanes(
+            (partials[unit] + partials[unit + 2]) + (partials[unit + 1] + partials[unit + 3]),
+        );
         // One zero, so that scores that are equal tie.
         score = select(sum == 0.0f32, 0.0f32, sum);
     }
@@ -89,7 +91,7 @@ pub(super) fn survivors<F: Float>(
     parameters: &Array<u32>,
     estimates: &Array<f32>,
     constants: &Array<f32>,
-    cuts: &Array<f32>,
+    cuts: &Array<u32>,
     positions: &mut Array<u32>,
     scores: &mut Array<f32>,
     counts: &mut Array<u32>,
@@ -124,8 +126,11 @@ pub(super) fn survivors<F: Float>(
     let head = query / group;
     let head_row = head * capacity as usize;
     let row = query * work_capacity as usize;
-    let (norm, slack) = (constants[query * CONSTANTS], constants[query * CONSTANTS + 1]);
-    let (tau, reference) = (cuts[query * CUT], cuts[query * CUT + 3]);
+    let (norm, slack) = (
+        constants[query * CONSTANTS],
+        constants[query * CONSTANTS + 1],
+    );
+    let (tau, reference) = (f32::reinterpret(cuts[query * CUT]), f32::reinterpret(cuts[query * CUT + 3]));
 
     let from = strides.row(head as u32, heads_per_batch, 0u32) + query % group * dim;
     if unit < comptime!(dim / 4) {
