@@ -202,7 +202,11 @@ pub(super) fn combine<F: Float>(
         let at = query * CERTIFICATE;
         certificates[at] = mass;
         certificates[at + 1] = min(error + rounding, 2.0f32) * largest_value * UP;
-        certificates[at + 2] = select(comptime!(dense), f32::new(LOWEST), f32::reinterpret(cuts[query * CUT + 1]));
+        certificates[at + 2] = select(
+            comptime!(dense),
+            f32::new(LOWEST),
+            f32::reinterpret(cuts[query * CUT + 1]),
+        );
         certificates[at + 3] = selected;
         certificates[at + 4] = scored;
         certificates[at + 5] = largest + kept.ln();

@@ -130,7 +130,10 @@ pub(super) fn survivors<F: Float>(
         constants[query * CONSTANTS],
         constants[query * CONSTANTS + 1],
     );
-    let (tau, reference) = (f32::reinterpret(cuts[query * CUT]), f32::reinterpret(cuts[query * CUT + 3]));
+    let (tau, reference) = (
+        f32::reinterpret(cuts[query * CUT]),
+        f32::reinterpret(cuts[query * CUT + 3]),
+    );
 
     let from = strides.row(head as u32, heads_per_batch, 0u32) + query % group * dim;
     if unit < comptime!(dim / 4) {
