@@ -430,6 +430,7 @@ impl<'a, R: Runtime> Step<'a, R> {
             self.layer.keys(),
             self.layer.values(),
             self.work.parts(),
+            self.work.constants(),
             Self::strides(self.queries),
             self.queries.heads_per_batch as u32,
             scale,

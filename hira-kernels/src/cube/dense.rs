@@ -5,9 +5,9 @@ use cubecl::prelude::*;
 use crate::Precision;
 
 use super::attend::{PART, columns, lanes, write_columns};
-use super::bounds::LOWEST;
+use super::bounds::{LOWEST, TINY, UP, rho};
 use super::rows::Strides;
-use super::scan::SHARED;
+use super::scan::{CONSTANTS, SHARED};
 use super::shape::UNITS;
 use super::words::{Lanes, Words, quad, sum_lanes};
 
@@ -16,7 +16,7 @@ const BATCH: usize = UNITS as usize / 4;
 
 /// One cube a head and run of `run` keys; all queries of the group share the keys and values that it reads.
 ///
-/// Writes the parts of [`attend`](super::attend::attend), for [`combine`](super::combine::combine).
+/// Writes the last constant of a query, and the parts of [`attend`](super::attend::attend), for [`combine`](super::combine::combine).
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn dense<F: Float>(
@@ -24,6 +24,7 @@ pub(super) fn dense<F: Float>(
     keys: &Array<Words>,
     values: &Array<Words>,
     parts: &mut Array<f32>,
+    constants: &mut Array<f32>,
     strides: &Strides,
     heads_per_batch: u32,
     scale: f32,
@@ -73,6 +74,28 @@ pub(super) fn dense<F: Float>(
     #[unroll]
     for g in 0..group {
         of_query[g] = Lanes::new(0.0f32);
+    }
+    sync_cube();
+
+    // What the certificate needs of a query.
+    if query < group {
+        let mut squares = Lanes::new(0.0f32);
+        let mut i = lane;
+        while i < comptime!(dim / 4) {
+            let q = rows[query * comptime!(dim / 4) + i];
+            squares = fma(q, q, squares);
+            i += 16;
+        }
+        largest_of[unit] = sum_lanes(squares);
+    }
+    sync_cube();
+    if query < group && lane == 0 && CUBE_POS_X == 0u32 {
+        let mut squares = 0.0f32;
+        for l in 0..16usize {
+            squares += largest_of[query * 16 + l];
+        }
+        let norm = squares.sqrt() * UP + TINY;
+        constants[(head * group + query) * CONSTANTS + 3] = comptime!(rho(dim)) * norm * UP;
     }
     sync_cube();
 

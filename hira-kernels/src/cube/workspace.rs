@@ -123,7 +123,7 @@ impl<R: Runtime> DeviceWorkspace<R> {
         words.iter().map(of).collect()
     }
 
-    /// Whether a step since the workspace was made saw a query that is not finite or too large: its answer is meaningless. Waits for the device.
+    /// Whether a [`decode`](super::decode) since the workspace was made saw a query that is not finite or too large: its answer is meaningless. Waits for the device.
     pub fn saw_faulty_query(&self, client: &ComputeClient<R>) -> bool {
         let bytes = client.read_one_unchecked(self.faults.clone());
         u32::from_bytes(&bytes).iter().any(|&fault| fault != 0)
