@@ -159,14 +159,12 @@ pub(super) fn combine<F: Float>(
                 value += weight * parts[part_row + i * comptime!(PART + value_dim) + PART + unit];
             }
         }
-        if compensate {
-            if tail_factor > 0.0f32 {
-                let mut column = 0.0f32;
-                for i in 0..splits as usize {
-                    column += tails[tail_row + i * comptime!(TAIL + value_dim) + TAIL + unit];
-                }
-                value += tail_factor * column;
+        if compensate && tail_factor > 0.0f32 {
+            let mut column = 0.0f32;
+            for i in 0..splits as usize {
+                column += tails[tail_row + i * comptime!(TAIL + value_dim) + TAIL + unit];
             }
+            value += tail_factor * column;
         }
         let total = kept + replaced;
         value = select(total > 0.0f32, value / total, 0.0f32);

@@ -220,10 +220,11 @@ pub(super) fn survivors<F: Float>(
         let mut at = 0usize;
         while at < found as usize {
             let entry = at + unit / 4;
+            let quarter = unit % 4;
             let position = list[min(entry, found as usize - 1)];
             let key_row = (head_row + position as usize) * row_vectors;
             let score = canonical_score(&rows, keys, key_row, &mut partials, dim, precision);
-            if unit % 4 == 0 && entry < found as usize {
+            if quarter == 0 && entry < found as usize {
                 positions[list_at + filled + entry] = position;
                 scores[list_at + filled + entry] = score;
                 largest = max(largest, score);
@@ -264,9 +265,7 @@ pub(super) fn survivors<F: Float>(
         tails[tail + 2] = total[2];
         counts[slot] = filled as u32;
     }
-    if compensate {
-        if unit < value_dim {
-            tails[tail + TAIL + unit] = column;
-        }
+    if compensate && unit < value_dim {
+        tails[tail + TAIL + unit] = column;
     }
 }
