@@ -1,6 +1,7 @@
 //! Tiers change speed and memory, never an answer: random histories with random policies and budgets against a cache in main memory.
 #![cfg(target_os = "linux")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use hira_attention::{
@@ -340,6 +341,16 @@ fn a_folder_that_cannot_take_rows_is_a_typed_error() {
             }
             other => panic!("{other:?}"),
         }
+    }
+    let closed = folder.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o555)).unwrap();
+    match config().with_disk_path(&closed).init_cache(shape(100)) {
+        Ok(_) => println!("skipped: this user may write to any folder"),
+        Err(AttentionError::Cache(CacheError::Memory(MemoryError::Spill { kind, .. }))) => {
+            assert_eq!(kind, std::io::ErrorKind::PermissionDenied);
+        }
+        Err(other) => panic!("{other:?}"),
     }
     let error = HiraAttentionConfig::from_toml("disk_budget = 100").unwrap_err();
     assert!(error.to_string().contains("disk_budget"), "{error}");

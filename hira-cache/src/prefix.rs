@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
-use crate::{HiraCache, memory_of};
+use crate::{CacheError, HiraCache, memory_of};
 
 /// Why a cache was not stored. The store is then as it was.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,9 @@ pub enum PrefixError {
         /// Bytes of the cache.
         received: usize,
     },
+    /// Later tokens than those that were named cannot be left out: a layer with a window has evicted keys that would be seen again.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 /// Forks of the caches of prompts, by model and tokens, within a budget of bytes; those that were not used for longest go first.
@@ -127,7 +130,7 @@ impl PrefixStore {
             });
         }
         let mut fork = cache.fork();
-        fork.truncate(tokens.len());
+        fork.truncate(tokens.len())?;
         let received = fork.memory().total();
         if received > self.budget {
             return Err(PrefixError::Budget {
@@ -145,7 +148,8 @@ impl PrefixStore {
         Ok(())
     }
 
-    /// A cache of the longest beginning that `tokens` share with an entry of `model`, and its length; `None` if they share no token.
+    /// A cache of the longest beginning that `tokens` share with an entry of `model`, and its length; `None` if they share no token, or a layer with a window
+    /// has evicted what the beginning sees.
     ///
     /// It may be all of `tokens`: whoever needs the logits of the last one truncates by one and computes that again. A beginning that ends inside
     /// of a long segment of an entry copies the part of that segment it needs; a whole entry copies nothing.
@@ -170,7 +174,8 @@ impl PrefixStore {
         let entry = entries.get_mut(&key)?;
         entry.used = used;
         let mut cache = entry.cache.fork();
-        cache.truncate(len);
+        // A layer with a window may have forgotten what a shorter prompt sees.
+        cache.truncate(len).ok()?;
         Some((len, cache))
     }
 

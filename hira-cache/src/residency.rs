@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use hira_kernels::{Backing, Region, StoredRows};
+use hira_kernels::{Backing, Region, StoredRows, give_back_free_pages};
 use hira_memory::{
     Budget, MemoryError, Part, Placement, RowRun, Spill, Tier, TierStatistics, Usage, arrange,
     available_bytes,
@@ -225,6 +225,9 @@ impl Residency {
         self.since_balance = 0;
         layers[layer].move_to_regions();
         self.balance(layers);
+        if sealed {
+            give_back_free_pages();
+        }
     }
 
     fn balance(&mut self, layers: &[LayerCache]) {

@@ -57,6 +57,8 @@ mod boxes;
 mod bytes;
 mod ceiling;
 mod columns;
+#[cfg(feature = "cube")]
+pub mod cube;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dense;
@@ -98,7 +100,7 @@ pub use kernel::Kernel;
 pub use kernel::{Avx2, Avx512};
 pub use mass::{MassBounds, MassCut, MassSplit};
 pub use nearest::Centroids;
-pub use pages::prefer_large_pages;
+pub use pages::{give_back_free_pages, prefer_large_pages};
 pub use precision::Precision;
 pub use prefetch::prefetch;
 pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};

@@ -1,4 +1,4 @@
-//! Large pages for large buffers.
+//! Pages of large buffers: large ones, and free ones.
 
 /// Below as many bytes a buffer holds no whole large page.
 const LEAST: usize = 4 << 20;
@@ -39,6 +39,17 @@ fn advise(start: *mut u8, bytes: usize) {
 
 #[cfg(not(target_os = "linux"))]
 fn advise(_start: *mut u8, _bytes: usize) {}
+
+/// Has the allocator give free pages between others back to the system; nothing happens with an allocator other than glibc's.
+///
+/// For whoever has just freed much that lay beside what stays: a cache that moved rows to disk measured 0.27 of its budget in such pages.
+pub fn give_back_free_pages() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: no pointers; it touches free memory only, under the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 #[cfg(test)]
 mod tests {
