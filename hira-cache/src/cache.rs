@@ -7,7 +7,8 @@ use hira_kernels::tile_lines;
 use hira_memory::{MemoryReport, Part, Placement, Tier, TierStatistics};
 
 use crate::{
-    BlockMeans, CacheConfig, CacheError, LayerCache, layer::check_sequences, residency::Residency,
+    BlockMeans, CacheConfig, CacheError, HeadCache, LayerCache, layer::check_sequences,
+    residency::Residency,
 };
 
 /// Keys, values and key indexes of every layer, sequence and KV head.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use hira_index::{HierarchicalIndex, SavedSegment, Segment, SketchParts};
+use hira_kernels::dense::RowHolder;
 use hira_kernels::{Line, TILE, tile_lines};
 use rayon::prelude::*;
 
@@ -101,7 +102,7 @@ pub(super) fn save(
         .map(|head| head.map(|wanted| store.put(&wanted)))
         .collect::<Result<Vec<HeadParts<Part>>, PersistError>>()?;
     let (written, report) = store.finish()?;
-    let used: HashSet<u64> = heads
+    let used: HashSet<u64> = saved
         .iter()
         .flat_map(|head| head.parts().map(|part| part.file))
         .collect();
@@ -115,7 +116,7 @@ pub(super) fn save(
         layout,
         max_len: cache.config().max_len,
         files,
-        heads,
+        heads: saved,
     };
     if let Err(error) = manifest.write(folder) {
         if written.is_some() {
