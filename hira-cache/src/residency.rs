@@ -291,14 +291,16 @@ impl Residency {
 
     /// At most the bytes that the open segments of a layer grow by when `tokens` more are stored, or, for none, until they are complete.
     fn growth(&self, layer: &LayerCache, tokens: usize) -> usize {
-        let open = layer.len() % self.run_len;
-        let left = self.run_len - open;
-        let rows = if tokens == 0 {
-            left
-        } else {
-            left.min(tokens + (open + tokens) / 4 + RESERVED_ROWS)
+        let rows = |head: &HeadCache| {
+            let open = head.len() % self.run_len;
+            let left = self.run_len - open;
+            if tokens == 0 {
+                left
+            } else {
+                left.min(tokens + (open + tokens) / 4 + RESERVED_ROWS)
+            }
         };
-        layer.heads().len() * rows * self.row_bytes
+        layer.heads().iter().map(rows).sum::<usize>() * self.row_bytes
     }
 
     fn recount(&mut self, layers: &[LayerCache]) -> Inventory {

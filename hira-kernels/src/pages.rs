@@ -42,7 +42,8 @@ fn advise(_start: *mut u8, _bytes: usize) {}
 
 /// Has the allocator give free pages between others back to the system; nothing happens with an allocator other than glibc's.
 ///
-/// For whoever has just freed much that lay beside what stays: a cache that moved rows to disk measured 0.27 of its budget in such pages.
+/// For whoever has just freed much that lay beside what stays: a cache of a million keys that moved three quarters of its rows to disk was 1.27 times its budget and
+/// sketch before it called this.
 pub fn give_back_free_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: no pointers; it touches free memory only, under the allocator's own locks.
