@@ -64,6 +64,12 @@ mod validate;
 
 #[cfg(feature = "burn")]
 mod module;
+#[cfg(feature = "burn")]
+mod on_device;
+#[cfg(feature = "burn")]
+mod pending;
+#[cfg(feature = "burn")]
+mod prompt;
 
 pub mod device;
 

@@ -118,12 +118,16 @@ impl HiraCache {
             head.prefetch_end();
         }
         let tokens = layer_cache.check(keys, values)?;
-        if self.config.budget.limit().is_some() {
-            let requested = tokens * self.bytes_per_token();
-            let used = self.memory().total();
-            self.config.budget.check(used, requested)?;
-        }
+        self.check_budget(tokens * self.bytes_per_token())?;
         self.layer_mut(layer)?.append_checked(tokens, keys, values)
+    }
+
+    /// Whether the budget leaves so many bytes.
+    pub(crate) fn check_budget(&self, requested: usize) -> Result<(), CacheError> {
+        if self.config.budget.limit().is_some() {
+            self.config.budget.check(self.memory().total(), requested)?;
+        }
+        Ok(())
     }
 
     /// Bytes that one token adds to one layer: exact key and value, and its shares of a sketch tile and of a block's mean value.
@@ -174,6 +178,9 @@ impl HiraCache {
                 policy,
                 &self.config.tiers,
             );
+        }
+        for store in self.layers.iter().filter_map(|layer| layer.device().get()) {
+            report.add_device(&store.memory());
         }
         report
     }

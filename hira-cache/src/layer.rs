@@ -1,13 +1,16 @@
 //! One decoder layer: its heads, sequence by sequence.
 
-use hira_index::IndexError;
+use hira_index::{DeviceSlot, IndexError};
 
 use crate::{CacheConfig, CacheError, HeadCache, head::ValueFault};
 
 /// Keys and values of one layer, `sequences * kv_heads` heads, all of the same length.
+///
+/// A layer whose tensors live on a device is held there by the device engine, and its heads here are empty: see [`LayerCache::device`].
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     heads: Vec<HeadCache>,
+    device: DeviceSlot,
     kv_heads: usize,
     head_dim: usize,
     value_dim: usize,
@@ -20,6 +23,7 @@ impl LayerCache {
         let heads = (0..count).map(|_| HeadCache::new(config));
         Ok(Self {
             heads: heads.collect::<Result<_, _>>()?,
+            device: DeviceSlot::default(),
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             value_dim: config.value_dim,
@@ -29,7 +33,32 @@ impl LayerCache {
 
     /// Tokens stored for every sequence.
     pub fn len(&self) -> usize {
-        self.heads.first().map_or(0, HeadCache::len)
+        match self.device.get() {
+            Some(store) => store.len(),
+            None => self.heads.first().map_or(0, HeadCache::len),
+        }
+    }
+
+    /// What a device engine holds of the layer; empty where the host does.
+    pub fn device(&self) -> &DeviceSlot {
+        &self.device
+    }
+
+    /// The slot of the device engine.
+    pub fn device_mut(&mut self) -> &mut DeviceSlot {
+        &mut self.device
+    }
+
+    /// Refuses what only the host engine does to a layer that a device holds.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::OnDevice`].
+    pub fn check_on_host(&self) -> Result<(), CacheError> {
+        if self.device.is_taken() {
+            return Err(CacheError::OnDevice);
+        }
+        Ok(())
     }
 
     /// Whether no token is stored.
@@ -78,6 +107,7 @@ impl LayerCache {
     ///
     /// As [`LayerCache::append`].
     pub fn check(&self, keys: &[f32], values: &[f32]) -> Result<usize, CacheError> {
+        self.check_on_host()?;
         let multiple = self.heads.len() * self.head_dim;
         if !keys.len().is_multiple_of(multiple) {
             return Err(CacheError::PartialToken {
@@ -94,14 +124,7 @@ impl LayerCache {
                 received: values.len(),
             });
         }
-        let stored = self.len();
-        if tokens > self.max_len - stored {
-            return Err(CacheError::Capacity {
-                max_len: self.max_len,
-                stored,
-                requested: tokens,
-            });
-        }
+        self.check_room(tokens)?;
         if tokens == 0 {
             return Ok(0);
         }
@@ -139,6 +162,23 @@ impl LayerCache {
             })?;
         }
         Ok(tokens)
+    }
+
+    /// Whether there are positions for so many new tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Capacity`].
+    pub fn check_room(&self, tokens: usize) -> Result<(), CacheError> {
+        let stored = self.len();
+        if tokens > self.max_len.saturating_sub(stored) {
+            return Err(CacheError::Capacity {
+                max_len: self.max_len,
+                stored,
+                requested: tokens,
+            });
+        }
+        Ok(())
     }
 
     /// Appends new tokens to every head, or nothing.
@@ -188,12 +228,16 @@ impl LayerCache {
 
     /// Forgets the tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
+        if let Some(store) = self.device.get_mut() {
+            store.truncate(len);
+        }
         for head in &mut self.heads {
             head.truncate(len);
         }
     }
 
     pub(crate) fn reset(&mut self) {
+        self.device.clear();
         for head in &mut self.heads {
             head.reset();
         }

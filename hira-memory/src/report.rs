@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{MemoryPolicy, Part, Tier};
-use hira_index::IndexMemory;
+use hira_index::{DeviceMemory, IndexMemory};
 
 /// Bytes of one part on one tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -62,8 +62,18 @@ impl MemoryReport {
         self.add(Part::Sample, index.sample, policy, tiers);
     }
 
+    /// Adds what a device engine has allocated.
+    pub fn add_device(&mut self, memory: &DeviceMemory) {
+        self.add_to(Part::Sketch, memory.sketch, Tier::Device);
+        self.add_to(Part::Keys, memory.keys, Tier::Device);
+        self.add_to(Part::Values, memory.values, Tier::Device);
+    }
+
     fn add(&mut self, part: Part, bytes: usize, policy: MemoryPolicy, tiers: &[Tier]) {
-        let tier = policy.place(part, tiers);
+        self.add_to(part, bytes, policy.place(part, tiers));
+    }
+
+    fn add_to(&mut self, part: Part, bytes: usize, tier: Tier) {
         let same = |entry: &&mut MemoryEntry| entry.part == part && entry.tier == tier;
         if let Some(entry) = self.entries.iter_mut().find(same) {
             entry.bytes += bytes;
