@@ -54,6 +54,8 @@ mod bf16;
 mod boxes;
 mod ceiling;
 mod columns;
+#[cfg(feature = "cube")]
+pub mod cube;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dense;

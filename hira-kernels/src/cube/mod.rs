@@ -1,0 +1,46 @@
+//! The device engine: kernels for a CubeCL runtime, and the buffers that they work on.
+//!
+//! A [`DeviceLayer`] holds the keys and values of one layer for all its heads, exact and as an int8 sketch. A [`DeviceWorkspace`] holds what
+//! a decode step needs beside it and is shared by all layers. [`DeviceLayer::append`] stores tokens, [`decode`] attends to the keys that a
+//! rule selects, [`decode_dense`] to all of them. None of them waits for the device, and none allocates unless a layer grows.
+//!
+//! # Launches
+//!
+//! | call | launches |
+//! |---|---|
+//! | [`DeviceLayer::append`] | 1; 1 more where a block of 64 keys is completed |
+//! | [`decode`], fixed threshold | 5: scan, threshold, survivors, attend, combine |
+//! | [`decode`], top-k | 6: the exact k-th score is settled between survivors and attend |
+//! | [`decode`], mass | 6: the histogram of logits comes before the threshold |
+//! | [`decode_dense`] | 2: attend, combine |
+//!
+//! # Layout
+//!
+//! Sixteen keys to a tile as on the host, codes biased by 128 as there, but a tile is `D / 16` rows of sixteen 16-byte vectors (vector `l` of
+//! row `j` holds dimensions `16j..16j + 16` of key `l`) instead of `D / 4` lines of sixteen 4-byte words: a unit reads its key in 16-byte loads
+//! and a plane reads whole 256-byte rows. Scale and residual norm (bf16 each, one word a key) lie apart, so that what needs only them reads
+//! only them. There is no norm of a tile: what the host multiplies by it is part of a key's residual norm (see `bounds.rs`).
+//!
+//! Exact keys and values are rows of 32-bit words that hold one `f32` or two 16-bit values, for every runtime the same bytes: runtimes without
+//! 16-bit types run the same kernels.
+//!
+//! # Numerics
+//!
+//! `bounds.rs` derives the interval of a key, for devices that round faithfully, flush subnormals and divide with errors: on every one of
+//! them it holds the exact score, the host's canonical score and the device's own. The device's score of a survivor adds in the host's
+//! canonical order, and is the same bits where the device rounds to nearest, has a fused multiply-add and keeps subnormals (CUDA does).
+
+mod bounds;
+mod error;
+mod layer;
+mod quantise;
+mod rows;
+mod rule;
+mod shape;
+mod words;
+
+pub use error::DeviceError;
+pub use layer::{DeviceFaults, DeviceLayer};
+pub use rows::DeviceRows;
+pub use rule::{DecodeParams, DeviceCertificate, DeviceRule};
+pub use shape::DeviceShape;
