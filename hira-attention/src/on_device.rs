@@ -6,18 +6,17 @@
 //! Coarse levels, builders and updaters would change speed only, and the device scans its whole sketch; `max_dropped_mass` is a planner's
 //! matter that would have to look at an answer before the next step, so a flat head stays sparse there and its certificate says so.
 
-use std::sync::Arc;
-
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use hira_cache::HiraCache;
 use hira_index::burn::{
-    DeviceLayout, DeviceRecord, DeviceRule, DeviceStep, HiraBackend, device_append, device_attend,
+    DeviceLayout, DeviceRule, DeviceStep, HiraBackend, device_append, device_attend,
 };
-use hira_memory::MemoryPolicy;
+use hira_kernels::Precision;
 use hira_threshold::ThresholdRule;
 
 use crate::{
-    AttentionError, AttentionReport, HiraAttentionConfig, PlanPolicy, pending::Pending, prompt,
+    AttentionError, AttentionReport, Certificate, HiraAttentionConfig, PlanPolicy,
+    pending::Pending, prompt,
 };
 
 /// The tensors of a call.
@@ -77,41 +76,43 @@ impl DeviceAttention<'_> {
         self.check_settings()?;
         cache.check_device_append(layer, tokens)?;
         let before = cache.seq_len(layer);
+        let mut report = AttentionReport::new(layer, before + tokens);
         let answered = if tokens <= self.config.max_decode_tokens {
-            self.decode(tensors, cache, layer)
+            self.decode(tensors, cache, layer, &mut report, true)
+        } else if B::supports_dtype(&tensors.q.device(), stored_dtype(&layout, tensors.k.dtype())) {
+            self.prefill(tensors, cache, layer, &mut report)
         } else {
-            self.prefill(tensors, cache, layer)
+            // Burn's operations cannot read the stored rows: the kernels can, a token at a time
+            self.decode(tensors, cache, layer, &mut report, false)
         };
         if answered.is_err() {
             cache.layer_mut(layer)?.truncate(before);
         }
-        let (out, pending) = answered?;
-        let mut report = AttentionReport::new(layer, before + tokens);
-        report.pending = Some(pending);
-        Ok(Some((out, report)))
+        Ok(Some((answered?, report)))
     }
 
-    /// Token by token, each appended before it attends.
+    /// Token by token, each appended before it attends; densely unless it `may_be_sparse`.
     fn decode<B: HiraBackend>(
         &self,
         tensors: &Tensors<B>,
         cache: &mut HiraCache,
         layer: usize,
-    ) -> Result<(Tensor<B, 4>, Pending), AttentionError> {
+        report: &mut AttentionReport,
+        may_be_sparse: bool,
+    ) -> Result<Tensor<B, 4>, AttentionError> {
         let [sequences, heads, tokens, _] = tensors.q.dims();
         let value_dim = cache.config().value_dim;
         let mut pending = Pending::with_capacity(tokens);
         let mut outs = Vec::with_capacity(tokens);
         for token in 0..tokens {
-            let one = if tokens == 1 {
-                tensors.token(0)
-            } else {
-                contiguous(tensors.token(token))
-            };
+            let one = tensors.token(token);
             let store = cache.device_store_mut(layer)?;
             device_append::<B>(store, one.k, one.v)?;
             let visible = store.len();
-            let step = self.step(visible, one.q.dims()[3]);
+            let mut step = self.step(visible, one.q.dims()[3]);
+            if !may_be_sparse {
+                step.rule = DeviceRule::Everything;
+            }
             let (out, record) = device_attend::<B>(store, one.q, &step)?;
             pending.push(record, visible);
             outs.push(out);
@@ -121,32 +122,35 @@ impl DeviceAttention<'_> {
             1 => outs.remove(0),
             _ => Tensor::cat(outs, 2),
         };
-        Ok((out, pending))
+        report.pending = Some(pending);
+        Ok(out)
     }
 
-    /// All tokens appended at once, then dense causal attention.
+    /// All tokens appended at once, then dense causal attention. Nothing is dropped; how Burn's kernels round is not proven.
     fn prefill<B: HiraBackend>(
         &self,
         tensors: &Tensors<B>,
         cache: &mut HiraCache,
         layer: usize,
-    ) -> Result<(Tensor<B, 4>, Pending), AttentionError> {
-        let [_, heads, tokens, dim] = tensors.q.dims();
-        let sequences = tensors.q.dims()[0];
+        report: &mut AttentionReport,
+    ) -> Result<Tensor<B, 4>, AttentionError> {
+        let [sequences, heads, tokens, dim] = tensors.q.dims();
         let store = cache.device_store_mut(layer)?;
         let before = store.len();
         device_append::<B>(store, tensors.k.clone(), tensors.v.clone())?;
-        let scale = self.scale(dim);
-        let out = prompt::dense(store, tensors.q.clone(), before, scale)?;
-        let mut pending = Pending::with_capacity(tokens);
-        let faults = hira_index::burn::device_faults::<B>(store)?;
-        for token in 0..tokens {
-            let visible = before + token + 1;
-            let record: Arc<dyn DeviceRecord> =
-                Arc::new(prompt::DenseRecord::new(sequences * heads, visible, &faults));
-            pending.push(record, visible);
+        let out = prompt::dense(store, tensors.q.clone(), before, self.scale(dim))?;
+        report.reset(layer, before + tokens, sequences * heads, tokens);
+        let certificate = Certificate {
+            dropped_mass_bound: 0.0,
+            output_error_bound: f32::INFINITY,
+        };
+        report.certificates.fill(certificate);
+        for head in &mut report.heads {
+            for token in 0..tokens {
+                head.add_dense(before + token + 1, certificate);
+            }
         }
-        Ok((out, pending))
+        Ok(out)
     }
 
     /// What is asked of the device for a query that sees so many keys.
@@ -212,6 +216,15 @@ impl DeviceAttention<'_> {
             return refused("use_hira_during_prefill", "true");
         }
         Ok(())
+    }
+}
+
+/// The element type that tensors over the stored rows have.
+fn stored_dtype(layout: &DeviceLayout, element: DType) -> DType {
+    match layout.stored(element) {
+        Ok(Precision::F16) => DType::F16,
+        Ok(Precision::Bf16) => DType::BF16,
+        _ => DType::F32,
     }
 }
 

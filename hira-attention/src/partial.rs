@@ -155,6 +155,7 @@ impl HostAttention {
         keys: &PartKeys,
     ) -> Result<Call, AttentionError> {
         let cache = cache.layer(layer)?;
+        cache.check_on_host()?;
         let Range { start, end } = keys.positions;
         if start > end || end > cache.len() {
             return Err(AttentionError::Positions {

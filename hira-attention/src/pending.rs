@@ -61,10 +61,10 @@ impl Pending {
         Ok((heads, certificates))
     }
 
-    /// The positions that the rule of the last step selected, a list a query head.
-    pub(crate) fn selected(&self) -> Result<Option<Vec<Vec<u32>>>, DeviceEngineError> {
+    /// The positions that the last step attended to, a list a query head.
+    pub(crate) fn attended(&self) -> Result<Option<Vec<Vec<u32>>>, DeviceEngineError> {
         match self.steps.last() {
-            Some(step) => step.record.selected(),
+            Some(step) => step.record.attended(),
             None => Ok(None),
         }
     }

@@ -355,16 +355,16 @@ impl AttentionReport {
         Ok(())
     }
 
-    /// Waits for the device and reads which positions the rule selected for the call's last token, ascending, a list a query head: for
+    /// Waits for the device and reads which positions the call's last token attended to, ascending, a list a query head: for
     /// checks. `None` if every key was attended to, if the report is not pending, or if the cache has gone on since.
     ///
     /// # Errors
     ///
     /// As [`AttentionReport::fetch`].
     #[cfg(feature = "burn")]
-    pub fn selected(&self) -> Result<Option<Vec<Vec<u32>>>, AttentionError> {
+    pub fn attended(&self) -> Result<Option<Vec<Vec<u32>>>, AttentionError> {
         match &self.pending {
-            Some(pending) => Ok(pending.selected()?),
+            Some(pending) => Ok(pending.attended()?),
             None => Ok(None),
         }
     }

@@ -22,6 +22,9 @@ pub trait DeviceStore: Any + Debug + Send + Sync {
     /// Bytes that are allocated on the device.
     fn memory(&self) -> DeviceMemory;
 
+    /// Bytes that storing so many more tokens would allocate on top of that; 0 where there is room.
+    fn growth(&self, tokens: usize) -> usize;
+
     /// Whether no token is stored.
     fn is_empty(&self) -> bool {
         self.len() == 0

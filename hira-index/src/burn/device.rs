@@ -107,13 +107,13 @@ pub trait DeviceRecord: Debug + Send + Sync {
     /// [`DeviceEngineError::NonFinite`] if the layer was given rows that cannot be attended to, or [`DeviceEngineError::Read`].
     fn read(&self) -> Result<Vec<DeviceHead>, DeviceEngineError>;
 
-    /// Waits for the step and reads the positions that the rule selected, head by head, ascending; sinks and window are not among them
-    /// unless they are selected too. `None` if the step attended to every key, or a later step of the same cache has overwritten them.
+    /// Waits for the step and reads the positions that were attended to, head by head, ascending. `None` if every key was, or if a later step of
+    /// the same cache has overwritten them.
     ///
     /// # Errors
     ///
     /// As [`DeviceRecord::read`].
-    fn selected(&self) -> Result<Option<Vec<Vec<u32>>>, DeviceEngineError>;
+    fn attended(&self) -> Result<Option<Vec<Vec<u32>>>, DeviceEngineError>;
 }
 
 /// The answer of a step: the output `[B, Hq, 1, Dv]`, and what is known of it.

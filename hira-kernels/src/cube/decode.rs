@@ -1,0 +1,443 @@
+//! The launches of a decode step.
+
+use cubecl::prelude::*;
+
+use super::attend::attend;
+use super::bounds::LOWEST;
+use super::combine::{MAX_PARTS, combine};
+use super::dense::dense;
+use super::mass::{mass_histogram, mass_reference, mass_threshold};
+use super::rows::{StridesLaunch, argument};
+use super::scan::scan;
+use super::shape::{CHUNK, KEYS, UNITS};
+use super::survivors::survivors;
+use super::threshold::{settle_top, threshold_fixed, threshold_top};
+use super::{DecodeParams, DeviceError, DeviceLayer, DeviceRows, DeviceRule, DeviceShape, DeviceWorkspace};
+
+/// Cubes that keep a large device busy; with fewer queries each is cut into more splits.
+const BUSY: usize = 2048;
+
+/// Groups of keys for each key that is looked for, at least: the threshold then lies little below the best one.
+const SPARE: usize = 4;
+
+/// Survivors of a cube of the attention, about.
+const ATTENDED: usize = 64;
+
+/// Keys of a dense cube, at least.
+const DENSE_RUN: usize = 256;
+
+/// How the keys of a query are divided among cubes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Splits {
+    chunks: usize,
+    chunks_each: usize,
+    count: usize,
+}
+
+impl Splits {
+    fn new(shape: &DeviceShape, len: usize) -> Self {
+        let chunks = len.div_ceil(CHUNK);
+        let wanted = BUSY.div_ceil(shape.queries()).clamp(1, MAX_PARTS).min(chunks);
+        let chunks_each = chunks.div_ceil(wanted);
+        Self {
+            chunks,
+            chunks_each,
+            count: chunks.div_ceil(chunks_each),
+        }
+    }
+
+    fn keys(&self) -> usize {
+        self.chunks_each * CHUNK
+    }
+}
+
+/// Number of splits, and keys of each.
+pub(super) fn splits_of(shape: &DeviceShape, len: usize) -> (usize, usize) {
+    let splits = Splits::new(shape, len);
+    (splits.count, splits.keys())
+}
+
+/// Attends to the keys that a rule selects, to sinks and to the window.
+///
+/// # Shapes
+///
+/// `queries`: `[B, Hkv * G, 1, D]`, `out`: `[B, Hkv * G, 1, Dv]`, the queries of a KV head next to one another; `heads_per_batch` and the head stride
+/// are those of KV heads, so a head stride is `G * D` (see [`query_rows`](DeviceShape::query_rows)).
+///
+/// # Numerics
+///
+/// Every key whose exact score is proven to matter is scored in the host's canonical order and selected by that score; see the module's
+/// documentation. The certificate of each query holds in exact arithmetic over the stored keys and values.
+///
+/// The answer is the same for the same layer, query and device: nothing depends on the order in which cubes finish.
+///
+/// # Errors
+///
+/// [`DeviceError::Empty`], [`DeviceError::Parameter`], [`DeviceError::Workspace`] or [`DeviceError::Buffer`], before anything is launched.
+///
+/// # Complexity
+///
+/// 5 to 7 launches; no allocation and no synchronisation. Reads `D + 4` bytes a key for every head, 8 bytes a query and key, and the survivors.
+pub fn decode<R: Runtime>(
+    client: &ComputeClient<R>,
+    layer: &DeviceLayer<R>,
+    work: &mut DeviceWorkspace<R>,
+    queries: &DeviceRows,
+    out: &DeviceRows,
+    params: &DecodeParams,
+) -> Result<(), DeviceError> {
+    params.check()?;
+    let step = Step::new(client, layer, work, queries, out)?;
+    let splits = Splits::new(&step.shape, layer.len());
+    step.scan(&splits);
+    let expected = step.threshold(&splits, params);
+    step.survivors(&splits, params);
+    if let Settled::Top(k) = expected {
+        step.settle(&splits, k);
+    }
+    let parts = step.attend(&splits, params, expected);
+    step.combine(parts, splits.count, params.scale, false, params.compensate);
+    Ok(())
+}
+
+/// Attends to all keys.
+///
+/// # Shapes
+///
+/// As [`decode`].
+///
+/// # Errors
+///
+/// As [`decode`].
+///
+/// # Complexity
+///
+/// 2 launches; no allocation and no synchronisation. Reads every key and value once for all queries of its head.
+pub fn decode_dense<R: Runtime>(
+    client: &ComputeClient<R>,
+    layer: &DeviceLayer<R>,
+    work: &mut DeviceWorkspace<R>,
+    queries: &DeviceRows,
+    out: &DeviceRows,
+    scale: f32,
+) -> Result<(), DeviceError> {
+    if !(scale > 0.0 && scale.is_finite()) {
+        return Err(DeviceError::Parameter);
+    }
+    let step = Step::new(client, layer, work, queries, out)?;
+    let parts = step.dense(scale);
+    step.combine(parts, 0, scale, true, false);
+    Ok(())
+}
+
+/// What a threshold leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    /// Nothing: every key that reaches it is selected.
+    All,
+    /// So many of the highest scores are selected.
+    Top(usize),
+}
+
+/// One step's arguments, checked.
+struct Step<'a, R: Runtime> {
+    client: &'a ComputeClient<R>,
+    layer: &'a DeviceLayer<R>,
+    work: &'a DeviceWorkspace<R>,
+    queries: &'a DeviceRows,
+    out: &'a DeviceRows,
+    shape: DeviceShape,
+}
+
+impl<'a, R: Runtime> Step<'a, R> {
+    fn new(
+        client: &'a ComputeClient<R>,
+        layer: &'a DeviceLayer<R>,
+        work: &'a mut DeviceWorkspace<R>,
+        queries: &'a DeviceRows,
+        out: &'a DeviceRows,
+    ) -> Result<Self, DeviceError> {
+        let shape = layer.shape();
+        if layer.is_empty() {
+            return Err(DeviceError::Empty);
+        }
+        if work.shape() != shape {
+            return Err(DeviceError::Workspace);
+        }
+        queries.check(shape.heads, 1, shape.group * shape.dim)?;
+        out.check(shape.heads, 1, shape.group * shape.value_dim)?;
+        work.reserve(client, layer.len())?;
+        Ok(Self { client, layer, work, queries, out, shape })
+    }
+
+    fn strides(rows: &DeviceRows) -> StridesLaunch<R> {
+        let [batch, head, token] = rows.strides.map(|stride| stride as u32);
+        StridesLaunch::new(batch, head, token)
+    }
+
+    fn query_argument(&self) -> ArrayArg<R> {
+        argument(&self.queries.handle, self.queries.element.size())
+    }
+
+    /// `[queries]` cubes.
+    fn by_query(&self) -> CubeCount {
+        CubeCount::Static(self.shape.queries() as u32, 1, 1)
+    }
+
+    /// `[splits, queries]` cubes.
+    fn by_split(&self, splits: usize) -> CubeCount {
+        CubeCount::Static(splits as u32, self.shape.queries() as u32, 1)
+    }
+
+    fn scan(&self, splits: &Splits) {
+        scan::launch(
+            self.client,
+            CubeCount::Static(splits.chunks as u32, self.shape.heads as u32, 1),
+            CubeDim::new_1d(UNITS),
+            self.query_argument(),
+            self.layer.centre(),
+            self.layer.codes(),
+            self.layer.parameters(),
+            self.work.estimates(),
+            self.work.maxima(),
+            self.work.constants(),
+            self.work.faults(),
+            Self::strides(self.queries),
+            self.queries.heads_per_batch as u32,
+            self.layer.len() as u32,
+            self.layer.capacity() as u32,
+            self.work.capacity() as u32,
+            self.shape.group,
+            self.shape.dim,
+            self.queries.element,
+        );
+    }
+
+    fn threshold(&self, splits: &Splits, params: &DecodeParams) -> Settled {
+        let len = self.layer.len();
+        match params.rule {
+            DeviceRule::AtLeast(tau) => self.fixed(tau.clamp(LOWEST, f32::MAX)),
+            DeviceRule::Top(0) => self.fixed(f32::MAX),
+            DeviceRule::Top(k) if k >= len => self.fixed(LOWEST),
+            DeviceRule::Top(k) => self.top(splits, k),
+            DeviceRule::Mass(share) if share <= 0.0 => self.fixed(LOWEST),
+            DeviceRule::Mass(share) if share >= 1.0 => self.top(splits, 1),
+            DeviceRule::Mass(share) => self.mass(splits, share, params.scale),
+        }
+    }
+
+    fn fixed(&self, tau: f32) -> Settled {
+        let queries = self.shape.queries() as u32;
+        threshold_fixed::launch(
+            self.client,
+            CubeCount::Static(queries.div_ceil(UNITS), 1, 1),
+            CubeDim::new_1d(UNITS),
+            self.work.cuts(),
+            tau,
+        );
+        Settled::All
+    }
+
+    fn top(&self, splits: &Splits, k: usize) -> Settled {
+        let maxima = splits.chunks * CHUNK / KEYS;
+        let fold = [8, 4, 2, 1].into_iter().find(|fold| maxima / fold >= SPARE * k);
+        let entries = if fold.is_some() { maxima } else { self.layer.len() };
+        threshold_top::launch(
+            self.client,
+            self.by_query(),
+            CubeDim::new_1d(UNITS),
+            self.work.estimates(),
+            self.work.maxima(),
+            self.layer.parameters(),
+            self.work.constants(),
+            self.work.cuts(),
+            k as u32,
+            entries as u32,
+            fold.unwrap_or(0) as u32,
+            self.layer.capacity() as u32,
+            self.work.capacity() as u32,
+            self.shape.group,
+        );
+        Settled::Top(k)
+    }
+
+    fn mass(&self, splits: &Splits, share: f32, scale: f32) -> Settled {
+        let dim = CubeDim::new_1d(UNITS);
+        mass_reference::launch(
+            self.client,
+            self.by_query(),
+            dim,
+            self.work.maxima(),
+            self.work.cuts(),
+            self.work.bins(),
+            (splits.chunks * CHUNK / KEYS) as u32,
+            (self.work.capacity() / KEYS) as u32,
+        );
+        mass_histogram::launch(
+            self.client,
+            self.by_split(splits.count),
+            dim,
+            self.work.estimates(),
+            self.layer.parameters(),
+            self.work.constants(),
+            self.work.cuts(),
+            self.work.bins(),
+            scale,
+            self.layer.len() as u32,
+            splits.keys() as u32,
+            self.layer.capacity() as u32,
+            self.work.capacity() as u32,
+            self.shape.group,
+        );
+        // Of all that there is, `share` may be dropped: `share / (1 - share)` of what is kept.
+        let ratio = (f64::from(share) / (1.0 - f64::from(share)) * (1.0 - 1e-6)) as f32;
+        mass_threshold::launch(self.client, self.by_query(), dim, self.work.bins(), self.work.cuts(), scale, ratio);
+        Settled::All
+    }
+
+    /// The first position of the window.
+    fn window_start(&self, params: &DecodeParams) -> u32 {
+        self.layer.len().saturating_sub(params.window) as u32
+    }
+
+    fn survivors(&self, splits: &Splits, params: &DecodeParams) {
+        survivors::launch(
+            self.client,
+            self.by_split(splits.count),
+            CubeDim::new_1d(UNITS),
+            self.query_argument(),
+            self.layer.keys(),
+            self.layer.means(),
+            self.layer.parameters(),
+            self.work.estimates(),
+            self.work.constants(),
+            self.work.cuts(),
+            self.work.positions(),
+            self.work.scores(),
+            self.work.counts(),
+            self.work.tails(),
+            Self::strides(self.queries),
+            self.queries.heads_per_batch as u32,
+            params.scale,
+            params.sinks.min(u32::MAX as usize) as u32,
+            self.window_start(params),
+            self.layer.len() as u32,
+            splits.chunks_each as u32,
+            self.layer.capacity() as u32,
+            self.work.capacity() as u32,
+            self.shape.group,
+            self.shape.dim,
+            self.shape.value_dim,
+            self.shape.precision,
+            params.compensate,
+            self.queries.element,
+        );
+    }
+
+    fn settle(&self, splits: &Splits, k: usize) {
+        settle_top::launch(
+            self.client,
+            self.by_query(),
+            CubeDim::new_1d(UNITS),
+            self.work.scores(),
+            self.work.positions(),
+            self.work.counts(),
+            self.work.cuts(),
+            k as u32,
+            splits.count as u32,
+            splits.keys() as u32,
+            self.work.capacity() as u32,
+        );
+    }
+
+    fn attend(&self, splits: &Splits, params: &DecodeParams, settled: Settled) -> usize {
+        let likely = match settled {
+            Settled::Top(k) => k + params.sinks + params.window,
+            Settled::All => self.layer.len(),
+        };
+        let wanted = likely.div_ceil(ATTENDED).clamp(1, splits.count);
+        let lists = splits.count.div_ceil(wanted);
+        let parts = splits.count.div_ceil(lists);
+        attend::launch(
+            self.client,
+            self.by_split(parts),
+            CubeDim::new_1d(UNITS),
+            self.layer.values(),
+            self.layer.means(),
+            self.work.positions(),
+            self.work.scores(),
+            self.work.counts(),
+            self.work.tails(),
+            self.work.cuts(),
+            self.work.parts(),
+            params.scale,
+            params.sinks.min(u32::MAX as usize) as u32,
+            self.window_start(params),
+            self.layer.len() as u32,
+            lists as u32,
+            splits.count as u32,
+            splits.keys() as u32,
+            self.layer.capacity() as u32,
+            self.work.capacity() as u32,
+            self.shape.group,
+            self.shape.value_dim,
+            self.shape.precision,
+            params.compensate,
+        );
+        parts
+    }
+
+    fn dense(&self, scale: f32) -> usize {
+        let len = self.layer.len();
+        let wanted = BUSY.div_ceil(self.shape.heads).clamp(1, MAX_PARTS);
+        let run = len.div_ceil(wanted).max(DENSE_RUN).next_multiple_of(UNITS as usize / 4);
+        let parts = len.div_ceil(run);
+        dense::launch(
+            self.client,
+            CubeCount::Static(parts as u32, self.shape.heads as u32, 1),
+            CubeDim::new_1d(UNITS),
+            self.query_argument(),
+            self.layer.keys(),
+            self.layer.values(),
+            self.work.parts(),
+            Self::strides(self.queries),
+            self.queries.heads_per_batch as u32,
+            scale,
+            len as u32,
+            run as u32,
+            self.layer.capacity() as u32,
+            self.shape.group,
+            self.shape.dim,
+            self.shape.value_dim,
+            self.shape.precision,
+            self.queries.element,
+        );
+        parts
+    }
+
+    fn combine(&self, parts: usize, splits: usize, scale: f32, dense: bool, compensate: bool) {
+        combine::launch(
+            self.client,
+            self.by_query(),
+            CubeDim::new_1d(UNITS),
+            self.work.parts(),
+            self.work.tails(),
+            self.work.cuts(),
+            self.work.constants(),
+            self.layer.norms(),
+            argument(&self.out.handle, self.out.element.size()),
+            self.work.certificates_out(),
+            Self::strides(self.out),
+            self.out.heads_per_batch as u32,
+            scale,
+            parts as u32,
+            splits as u32,
+            self.layer.len() as u32,
+            self.shape.group,
+            self.shape.value_dim,
+            dense,
+            compensate,
+            self.out.element,
+        );
+    }
+}
