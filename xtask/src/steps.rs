@@ -20,7 +20,7 @@ pub(crate) const ALL_FEATURES: &str = "flex,ndarray,cuda,wgpu,autodiff";
 
 /// Features of the build that runs: every backend that needs no hardware. The examples without wgpu: each of their binaries would
 /// compile all of Burn's kernels once more (2 CPU minutes and 150 MB a binary), and clippy has checked that they would.
-const TEST_FEATURES: &str = "flex,ndarray,autodiff,hira-attention/wgpu";
+const TEST_FEATURES: &str = "flex,ndarray,autodiff,hira-attention/wgpu,hira-kernels/wgpu";
 
 /// The crates that have a Burn face, and the examples on top of them.
 const FACES: [&str; 5] = [
@@ -193,6 +193,7 @@ fn vulkan(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
         ));
     };
     let mut test = faces(workspace, "test", TEST_FEATURES);
+    test.args(["--package", "hira-kernels"]);
     test.env("VK_ICD_FILENAMES", driver).arg("wgpu");
     device_tests(shell, &mut test)
 }

@@ -41,10 +41,7 @@ pub(super) fn write_columns(
         let mut total = sums[unit];
         for lane in 1..comptime!(lanes(value_dim)) {
             let other = sums[lane * comptime!(columns(value_dim)) + unit];
-            #[unroll]
-            for i in 0..4usize {
-                total[i] += other[i];
-            }
+            total += other;
         }
         #[unroll]
         for i in 0..4usize {
@@ -65,7 +62,7 @@ pub(super) fn attend(
     scores: &Array<f32>,
     counts: &Array<u32>,
     tails: &Array<f32>,
-    cuts: &Array<f32>,
+    cuts: &Array<u32>,
     parts: &mut Array<f32>,
     scale: f32,
     sinks: u32,
@@ -90,8 +87,8 @@ pub(super) fn attend(
     let query = CUBE_POS_Y as usize;
     let head_row = query / group * capacity as usize;
     let row = query * work_capacity as usize;
-    let cut = cuts[query * CUT + 1];
-    let last_tie = u32::reinterpret(cuts[query * CUT + 2]);
+    let cut = f32::reinterpret(cuts[query * CUT + 1]);
+    let last_tie = cuts[query * CUT + 2];
     let column = unit % comptime!(columns(value_dim));
     let lane = unit / comptime!(columns(value_dim));
 
@@ -131,7 +128,9 @@ pub(super) fn attend(
                     dropped += weight;
                     // The high bit: a mean.
                     source = (position / comptime!(BLOCK as u32)) | 0x8000_0000u32;
-                    let complete = (position / comptime!(BLOCK as u32) + 1u32) * comptime!(BLOCK as u32) <= len;
+                    let complete = (position / comptime!(BLOCK as u32) + 1u32)
+                        * comptime!(BLOCK as u32)
+                        <= len;
                     weight = select(compensate && complete, weight, 0.0f32);
                     replaced += weight;
                 }
@@ -146,11 +145,13 @@ pub(super) fn attend(
                     let weight = weights[e];
                     let source = rows[e];
                     if source >> 31u32 == 0u32 {
-                        let value = quad(values, (head_row + source as usize) * row_vectors, column, precision);
-                        #[unroll]
-                        for i in 0..4usize {
-                            sum[i] = fma(weight, value[i], sum[i]);
-                        }
+                        let value = quad(
+                            values,
+                            (head_row + source as usize) * row_vectors,
+                            column,
+                            precision,
+                        );
+                        sum = fma(Lanes::new(weight), value, sum);
                     } else if weight > 0.0f32 {
                         let block = head_row / BLOCK + (source & 0x7fff_ffffu32) as usize;
                         let from = block * value_dim + 4 * column;
@@ -181,12 +182,8 @@ pub(super) fn attend(
     while half > 0 {
         if unit < half {
             let other = sums[unit + half];
-            let mut mine = sums[unit];
-            #[unroll]
-            for i in 0..4usize {
-                mine[i] += other[i];
-            }
-            sums[unit] = mine;
+            let mine = sums[unit];
+            sums[unit] = mine + other;
         }
         sync_cube();
         half /= 2;

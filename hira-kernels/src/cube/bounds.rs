@@ -77,6 +77,9 @@ pub(super) const LOWEST: f32 = f32::MIN;
 /// `2^22` keys at most 64), a tree, and the splits: `4096 u < 4.9e-4`. Both sums and the two factors between them in all below `2^-9`.
 pub(super) const WEIGHT_UP: f32 = 1.0 + 1.0 / 256.0;
 
+/// Relative error of a computed weighted mean beside that of its scores: weights `5.3e-5`, and the two sums `4.9e-4` each.
+pub(super) const WEIGHT_ERROR: f32 = 1.0 / 512.0;
+
 /// Weights of unseen keys are not taken to be smaller than `exp` of this: their bound does not underflow.
 pub(super) const LEAST_LOGIT: f32 = -87.0;
 

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::attend::PART;
-use super::bounds::{LOWEST, UP, WEIGHT_UP, WEIGHT_ERROR};
+use super::bounds::{LOWEST, UP, WEIGHT_ERROR, WEIGHT_UP};
 use super::rows::Strides;
 use super::scan::CONSTANTS;
 use super::shape::UNITS;
@@ -72,7 +72,7 @@ fn max_of(shared: &mut SharedMemory<f32>, own: f32) -> f32 {
 pub(super) fn combine<F: Float>(
     parts: &Array<f32>,
     tails: &Array<f32>,
-    cuts: &Array<f32>,
+    cuts: &Array<u32>,
     constants: &Array<f32>,
     norms: &Array<u32>,
     out: &mut Array<F>,
@@ -116,14 +116,18 @@ pub(super) fn combine<F: Float>(
         }
         tail_upper = sum_of(&mut shared, upper);
         tail_mean = sum_of(&mut shared, mean);
-        reference = scale * cuts[query * CUT + 3];
+        reference = scale * f32::reinterpret(cuts[query * CUT + 3]);
     }
     let mut largest = max_of(&mut shared, own);
     if tail_upper > 0.0f32 {
         largest = max(largest, reference);
     }
     // Where a part has no key its sums are 0 and its factor is too.
-    let factor = select(own > f32::new(LOWEST), max(own - largest, -200.0f32).exp(), 0.0f32);
+    let factor = select(
+        own > f32::new(LOWEST),
+        max(own - largest, -200.0f32).exp(),
+        0.0f32,
+    );
     factors[unit] = factor;
     let mut tail_factor = 0.0f32;
     if tail_upper > 0.0f32 {
@@ -179,18 +183,30 @@ pub(super) fn combine<F: Float>(
         // Counts are exact up to 2^24; beyond, the last ones cannot be told apart, and the bound stays one.
         if selected < f32::cast_from(len) || len >= 0x0100_0000u32 {
             let x = (dropped + 1e-30f32) * comptime!(WEIGHT_UP * WEIGHT_UP) * spread;
-            mass = select(kept > 0.0f32 && lambda < 60.0f32, min(x / (x + kept) * UP, 1.0f32), 1.0f32);
+            mass = select(
+                kept > 0.0f32 && lambda < 60.0f32,
+                min(x / (x + kept) * UP, 1.0f32),
+                1.0f32,
+            );
         }
         let mut error = 2.0f32 * mass;
         if compensate {
-            let share = select(kept > 0.0f32, min(replaced / (kept + replaced) * UP, 1.0f32), 1.0f32);
+            let share = select(
+                kept > 0.0f32,
+                min(replaced / (kept + replaced) * UP, 1.0f32),
+                1.0f32,
+            );
             error = max(mass, share) + mass + share;
         }
         let rounding = 2.0f32 * (spread - 1.0f32 + comptime!(WEIGHT_ERROR));
         let at = query * CERTIFICATE;
         certificates[at] = mass;
         certificates[at + 1] = min(error + rounding, 2.0f32) * largest_value * UP;
-        certificates[at + 2] = select(comptime!(dense), f32::new(LOWEST), cuts[query * CUT + 1]);
+        certificates[at + 2] = select(
+            comptime!(dense),
+            f32::new(LOWEST),
+            f32::reinterpret(cuts[query * CUT + 1]),
+        );
         certificates[at + 3] = selected;
         certificates[at + 4] = scored;
         certificates[at + 5] = largest + kept.ln();

@@ -12,7 +12,9 @@ use super::scan::scan;
 use super::shape::{CHUNK, KEYS, UNITS};
 use super::survivors::survivors;
 use super::threshold::{settle_top, threshold_fixed, threshold_top};
-use super::{DecodeParams, DeviceError, DeviceLayer, DeviceRows, DeviceRule, DeviceShape, DeviceWorkspace};
+use super::{
+    DecodeParams, DeviceError, DeviceLayer, DeviceRows, DeviceRule, DeviceShape, DeviceWorkspace,
+};
 
 /// Cubes that keep a large device busy; with fewer queries each is cut into more splits.
 const BUSY: usize = 2048;
@@ -37,7 +39,10 @@ struct Splits {
 impl Splits {
     fn new(shape: &DeviceShape, len: usize) -> Self {
         let chunks = len.div_ceil(CHUNK);
-        let wanted = BUSY.div_ceil(shape.queries()).clamp(1, MAX_PARTS).min(chunks);
+        let wanted = BUSY
+            .div_ceil(shape.queries())
+            .clamp(1, MAX_PARTS)
+            .min(chunks);
         let chunks_each = chunks.div_ceil(wanted);
         Self {
             chunks,
@@ -61,8 +66,8 @@ pub(super) fn splits_of(shape: &DeviceShape, len: usize) -> (usize, usize) {
 ///
 /// # Shapes
 ///
-/// `queries`: `[B, Hkv * G, 1, D]`, `out`: `[B, Hkv * G, 1, Dv]`, the queries of a KV head next to one another; `heads_per_batch` and the head stride
-/// are those of KV heads, so a head stride is `G * D` (see [`query_rows`](DeviceShape::query_rows)).
+/// `queries`: `[B, Hkv * G, 1, D]`, `out`: `[B, Hkv * G, 1, Dv]`, the queries of a KV head one after another without a gap. `heads_per_batch` and
+/// strides are those of KV heads: contiguous queries are `DeviceRows::contiguous(handle, element, Hkv, 1, G * D)`.
 ///
 /// # Numerics
 ///
@@ -167,7 +172,14 @@ impl<'a, R: Runtime> Step<'a, R> {
         queries.check(shape.heads, 1, shape.group * shape.dim)?;
         out.check(shape.heads, 1, shape.group * shape.value_dim)?;
         work.reserve(client, layer.len())?;
-        Ok(Self { client, layer, work, queries, out, shape })
+        Ok(Self {
+            client,
+            layer,
+            work,
+            queries,
+            out,
+            shape,
+        })
     }
 
     fn strides(rows: &DeviceRows) -> StridesLaunch<R> {
@@ -240,8 +252,14 @@ impl<'a, R: Runtime> Step<'a, R> {
 
     fn top(&self, splits: &Splits, k: usize) -> Settled {
         let maxima = splits.chunks * CHUNK / KEYS;
-        let fold = [8, 4, 2, 1].into_iter().find(|fold| maxima / fold >= SPARE * k);
-        let entries = if fold.is_some() { maxima } else { self.layer.len() };
+        let fold = [8, 4, 2, 1]
+            .into_iter()
+            .find(|fold| maxima / fold >= SPARE * k);
+        let entries = if fold.is_some() {
+            maxima
+        } else {
+            self.layer.len()
+        };
         threshold_top::launch(
             self.client,
             self.by_query(),
@@ -291,7 +309,15 @@ impl<'a, R: Runtime> Step<'a, R> {
         );
         // Of all that there is, `share` may be dropped: `share / (1 - share)` of what is kept.
         let ratio = (f64::from(share) / (1.0 - f64::from(share)) * (1.0 - 1e-6)) as f32;
-        mass_threshold::launch(self.client, self.by_query(), dim, self.work.bins(), self.work.cuts(), scale, ratio);
+        mass_threshold::launch(
+            self.client,
+            self.by_query(),
+            dim,
+            self.work.bins(),
+            self.work.cuts(),
+            scale,
+            ratio,
+        );
         Settled::All
     }
 
@@ -390,7 +416,10 @@ impl<'a, R: Runtime> Step<'a, R> {
     fn dense(&self, scale: f32) -> usize {
         let len = self.layer.len();
         let wanted = BUSY.div_ceil(self.shape.heads).clamp(1, MAX_PARTS);
-        let run = len.div_ceil(wanted).max(DENSE_RUN).next_multiple_of(UNITS as usize / 4);
+        let run = len
+            .div_ceil(wanted)
+            .max(DENSE_RUN)
+            .next_multiple_of(UNITS as usize / 4);
         let parts = len.div_ceil(run);
         dense::launch(
             self.client,

@@ -9,7 +9,7 @@ use super::bounds::LOWEST;
 use super::rows::Strides;
 use super::scan::SHARED;
 use super::shape::UNITS;
-use super::words::{Lanes, Words, quad};
+use super::words::{Lanes, Words, quad, sum_lanes};
 
 /// Keys of a batch: four units score one.
 const BATCH: usize = UNITS as usize / 4;
@@ -69,10 +69,10 @@ pub(super) fn dense<F: Float>(
     let value_lane = unit / comptime!(columns(value_dim));
     let mut largest = f32::new(LOWEST);
     let mut kept = 0.0f32;
-    let mut of_query = Array::<f32>::new(comptime!(4 * group));
+    let mut of_query = Array::<Lanes>::new(group);
     #[unroll]
-    for i in 0..comptime!(4 * group) {
-        of_query[i] = 0.0f32;
+    for g in 0..group {
+        of_query[g] = Lanes::new(0.0f32);
     }
     sync_cube();
 
@@ -83,28 +83,24 @@ pub(super) fn dense<F: Float>(
         let batch = min(end - at, comptime!(BATCH as u32)) as usize;
         let key = at as usize + min(unit / 4, batch - 1);
         let key_row = (head_row + key) * key_vectors;
-        #[unroll]
         for pass in 0..comptime!(group.div_ceil(SHARED)) {
-            let first_query = comptime!((pass * shared).min(group - shared));
-            let mut dots = Array::<f32>::new(shared);
+            let first_query = min(pass * shared, comptime!(group - shared));
+            let mut dots = Array::<Lanes>::new(shared);
             #[unroll]
             for g in 0..shared {
-                dots[g] = 0.0f32;
+                dots[g] = Lanes::new(0.0f32);
             }
             for block in 0..comptime!(dim / 16) {
                 let k = quad(keys, key_row, 4 * block + quarter, precision);
                 #[unroll]
                 for g in 0..shared {
                     let q = rows[(first_query + g) * comptime!(dim / 4) + 4 * block + quarter];
-                    #[unroll]
-                    for j in 0..4usize {
-                        dots[g] = fma(q[j], k[j], dots[g]);
-                    }
+                    dots[g] = fma(q, k, dots[g]);
                 }
             }
             #[unroll]
             for g in 0..shared {
-                partials[g * comptime!(UNITS as usize) + unit] = dots[g];
+                partials[g * comptime!(UNITS as usize) + unit] = sum_lanes(dots[g]);
             }
             sync_cube();
             // The four quarters of a key and query, added up by as many units as there are keys and queries.
@@ -112,8 +108,10 @@ pub(super) fn dense<F: Float>(
             let entry = unit % BATCH;
             if g < shared {
                 let part = g * comptime!(UNITS as usize) + 4 * entry;
-                let dot = (partials[part] + partials[part + 2]) + (partials[part + 1] + partials[part + 3]);
-                logits[(first_query + g) * BATCH + entry] = select(entry < batch, scale * dot, f32::new(LOWEST));
+                let dot = (partials[part] + partials[part + 2])
+                    + (partials[part + 1] + partials[part + 3]);
+                logits[(first_query + g) * BATCH + entry] =
+                    select(entry < batch, scale * dot, f32::new(LOWEST));
             }
             sync_cube();
         }
@@ -137,7 +135,11 @@ pub(super) fn dense<F: Float>(
             #[unroll]
             for j in 0..comptime!(BATCH / 16) {
                 let entry = 16 * j + lane;
-                let weight = select(entry < batch, (logits[query * BATCH + entry] - next).exp(), 0.0f32);
+                let weight = select(
+                    entry < batch,
+                    (logits[query * BATCH + entry] - next).exp(),
+                    0.0f32,
+                );
                 logits[query * BATCH + entry] = weight;
                 kept += weight;
             }
@@ -150,21 +152,19 @@ pub(super) fn dense<F: Float>(
         if value_lane < comptime!(lanes(value_dim)) {
             #[unroll]
             for g in 0..group {
-                #[unroll]
-                for j in 0..4usize {
-                    of_query[4 * g + j] *= factor_of[g];
-                }
+                of_query[g] = of_query[g] * Lanes::new(factor_of[g]);
             }
             let mut entry = value_lane;
             while entry < batch {
-                let value = quad(values, (head_row + at as usize + entry) * value_vectors, column, precision);
+                let value = quad(
+                    values,
+                    (head_row + at as usize + entry) * value_vectors,
+                    column,
+                    precision,
+                );
                 #[unroll]
                 for g in 0..group {
-                    let weight = logits[g * BATCH + entry];
-                    #[unroll]
-                    for j in 0..4usize {
-                        of_query[4 * g + j] = fma(weight, value[j], of_query[4 * g + j]);
-                    }
+                    of_query[g] = fma(Lanes::new(logits[g * BATCH + entry]), value, of_query[g]);
                 }
                 entry += comptime!(lanes(value_dim));
             }
@@ -182,7 +182,8 @@ pub(super) fn dense<F: Float>(
         for l in 0..16usize {
             total += largest_of[query * 16 + l];
         }
-        let part = ((head * group + query) * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * comptime!(PART + value_dim);
+        let part = ((head * group + query) * CUBE_COUNT_X as usize + CUBE_POS_X as usize)
+            * comptime!(PART + value_dim);
         parts[part] = largest;
         parts[part + 1] = total;
         parts[part + 2] = 0.0f32;
@@ -192,12 +193,8 @@ pub(super) fn dense<F: Float>(
     }
     #[unroll]
     for g in 0..group {
-        let mut own = Lanes::empty();
-        #[unroll]
-        for j in 0..4usize {
-            own[j] = of_query[4 * g + j];
-        }
-        let part = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * comptime!(PART + value_dim);
-        write_columns(&mut sums, own, parts, part + PART, value_dim);
+        let part = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize)
+            * comptime!(PART + value_dim);
+        write_columns(&mut sums, of_query[g], parts, part + PART, value_dim);
     }
 }

@@ -16,7 +16,9 @@ pub enum DeviceError {
         received: usize,
     },
     /// A number of heads or queries that no kernel serves.
-    #[error("expected 1 to 16 queries a head and 1 to 65535 in all, received {heads} heads of {group}")]
+    #[error(
+        "expected 1 to 16 queries a head and 1 to 65535 in all, received {heads} heads of {group}"
+    )]
     Heads {
         /// Key and value heads, all sequences together.
         heads: usize,

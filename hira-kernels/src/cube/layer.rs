@@ -3,13 +3,20 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::quantise::{StridesLaunch, append_tokens, block_means, centre_of, copy_heads};
-use super::rows::argument;
+use super::quantise::{append_tokens, block_means, centre_of, copy_heads};
+use super::rows::{StridesLaunch, argument};
 use super::shape::{BLOCK, CHUNK, TILE};
 use super::{DeviceError, DeviceRows, DeviceShape};
 
+mod handles;
+
+pub use handles::DeviceBytes;
+
 /// The first append centres the sketch on the mean of its keys if it has at least as many.
 const CENTRE_FROM: usize = 64;
+
+/// Keys that the mean is taken of, at most: evenly spread over the tokens.
+const CENTRE_OF: usize = 256;
 
 /// Keys and values that could not be stored, as the device saw them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +66,11 @@ impl<R: Runtime> DeviceLayer<R> {
     ///
     /// [`DeviceError::Dimension`], [`DeviceError::Heads`] or [`DeviceError::Capacity`] if there is no kernel for the shape, or no index that
     /// reaches so far.
-    pub fn new(client: &ComputeClient<R>, shape: DeviceShape, capacity: usize) -> Result<Self, DeviceError> {
+    pub fn new(
+        client: &ComputeClient<R>,
+        shape: DeviceShape,
+        capacity: usize,
+    ) -> Result<Self, DeviceError> {
         shape.check()?;
         let capacity = whole_chunks(&shape, capacity)?;
         Ok(Self {
@@ -96,8 +107,17 @@ impl<R: Runtime> DeviceLayer<R> {
 
     /// Bytes of device memory that it holds.
     pub fn bytes(&self) -> u64 {
-        let Buffers { codes, parameters, keys, values, means } = &self.buffers;
-        [codes, parameters, keys, values, means].iter().map(|handle| handle.size_in_used()).sum()
+        let Buffers {
+            codes,
+            parameters,
+            keys,
+            values,
+            means,
+        } = &self.buffers;
+        [codes, parameters, keys, values, means]
+            .iter()
+            .map(|handle| handle.size_in_used())
+            .sum()
     }
 
     /// Makes room for `len` keys in all, at least doubling the capacity if it grows.
@@ -117,7 +137,8 @@ impl<R: Runtime> DeviceLayer<R> {
         let capacity = whole_chunks(&self.shape, len.max(doubled))?;
         let grown = Buffers::new(client, &self.shape, capacity);
         for (old, new) in self.buffers.each().into_iter().zip(grown.each()) {
-            let vectors = |handle: &Handle| (handle.size_in_used() / 16 / self.shape.heads as u64) as u32;
+            let vectors =
+                |handle: &Handle| (handle.size_in_used() / 16 / self.shape.heads as u64) as u32;
             let (from, to) = (vectors(old), vectors(new));
             copy_heads::launch(
                 client,
@@ -182,7 +203,12 @@ impl<R: Runtime> DeviceLayer<R> {
                 argument(&self.centre, 4),
                 strides(keys),
                 keys.heads_per_batch as u32,
-                if tokens < CENTRE_FROM { 0 } else { tokens.min(CHUNK) as u32 },
+                if tokens < CENTRE_FROM {
+                    0
+                } else {
+                    tokens.min(CENTRE_OF) as u32
+                },
+                (tokens / CENTRE_OF).max(1) as u32,
                 shape.dim,
                 element,
             );
@@ -260,6 +286,11 @@ impl<R: Runtime> DeviceLayer<R> {
         argument(&self.buffers.parameters, 4)
     }
 
+    #[cfg(all(test, feature = "wgpu"))]
+    pub(super) fn parameter_handle(&self) -> Handle {
+        self.buffers.parameters.clone()
+    }
+
     pub(super) fn keys(&self) -> ArrayArg<R> {
         argument(&self.buffers.keys, 16)
     }
@@ -295,7 +326,13 @@ impl Buffers {
     }
 
     fn each(&self) -> [&Handle; 5] {
-        [&self.codes, &self.parameters, &self.keys, &self.values, &self.means]
+        [
+            &self.codes,
+            &self.parameters,
+            &self.keys,
+            &self.values,
+            &self.means,
+        ]
     }
 }
 
@@ -303,7 +340,10 @@ impl Buffers {
 fn whole_chunks(shape: &DeviceShape, keys: usize) -> Result<usize, DeviceError> {
     let limit = shape.limit();
     if keys > limit {
-        return Err(DeviceError::Capacity { limit, received: keys });
+        return Err(DeviceError::Capacity {
+            limit,
+            received: keys,
+        });
     }
     Ok(keys.max(1).div_ceil(CHUNK) * CHUNK)
 }

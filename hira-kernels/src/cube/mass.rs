@@ -25,7 +25,13 @@ const EDGE: f32 = 1.0 / 8192.0;
 
 /// One cube a query: clears its histogram and takes the largest lower bound as its reference, which becomes the first float of its cut.
 #[cube(launch)]
-pub(super) fn mass_reference(maxima: &Array<f32>, cuts: &mut Array<f32>, bins: &mut Array<Atomic<u32>>, entries: u32, row_entries: u32) {
+pub(super) fn mass_reference(
+    maxima: &Array<f32>,
+    cuts: &mut Array<u32>,
+    bins: &mut Array<Atomic<u32>>,
+    entries: u32,
+    row_entries: u32,
+) {
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
     let query = CUBE_POS_X as usize;
     let unit = UNIT_POS as usize;
@@ -52,7 +58,7 @@ pub(super) fn mass_reference(maxima: &Array<f32>, cuts: &mut Array<f32>, bins: &
         half /= 2;
     }
     if unit == 0 {
-        cuts[query * CUT] = shared[0];
+        cuts[query * CUT] = u32::reinterpret(shared[0]);
     }
 }
 
@@ -60,7 +66,11 @@ pub(super) fn mass_reference(maxima: &Array<f32>, cuts: &mut Array<f32>, bins: &
 #[cube]
 fn bin_of(bound: f32, reference: f32, scale: f32) -> u32 {
     let below = scale * (reference - bound);
-    u32::cast_from(clamp((below + ABOVE) * FINE, 0.0f32, comptime!(BINS as f32 - 1.0)))
+    u32::cast_from(clamp(
+        (below + ABOVE) * FINE,
+        0.0f32,
+        comptime!(BINS as f32 - 1.0),
+    ))
 }
 
 /// One cube a query and split: counts its upper bounds, then its lower bounds, by bins of logits below the reference.
@@ -70,7 +80,7 @@ pub(super) fn mass_histogram(
     estimates: &Array<f32>,
     parameters: &Array<u32>,
     constants: &Array<f32>,
-    cuts: &Array<f32>,
+    cuts: &Array<u32>,
     bins: &mut Array<Atomic<u32>>,
     scale: f32,
     len: u32,
@@ -79,12 +89,15 @@ pub(super) fn mass_histogram(
     work_capacity: u32,
     #[comptime] group: usize,
 ) {
-    let mut counts = SharedMemory::<Atomic<u32>>::new(comptime!(2 * BINS));
+    let counts = SharedMemory::<Atomic<u32>>::new(comptime!(2 * BINS));
     let query = CUBE_POS_Y as usize;
     let head_row = query / group * capacity as usize;
     let row = query * work_capacity as usize;
-    let (norm, slack) = (constants[query * CONSTANTS], constants[query * CONSTANTS + 1]);
-    let reference = cuts[query * CUT];
+    let (norm, slack) = (
+        constants[query * CONSTANTS],
+        constants[query * CONSTANTS + 1],
+    );
+    let reference = f32::reinterpret(cuts[query * CUT]);
     let mut b = UNIT_POS as usize;
     while b < comptime!(2 * BINS) {
         counts[b].store(0u32);
@@ -143,13 +156,13 @@ fn least_of(bins: &Array<u32>, row: usize, bin: usize) -> f32 {
 /// at its near edge does, [`EDGE`] higher; one whose upper bound is in a bin before `B` may be kept or dropped, and weighs if it is dropped less
 /// than a key at the threshold. Nothing is proven of the last bin's lower bounds, and nothing is dropped if the threshold is in the first.
 #[cube(launch)]
-pub(super) fn mass_threshold(bins: &Array<u32>, cuts: &mut Array<f32>, scale: f32, ratio: f32) {
+pub(super) fn mass_threshold(bins: &Array<u32>, cuts: &mut Array<u32>, scale: f32, ratio: f32) {
     let mut sums = SharedMemory::<f32>::new(comptime!(4 * BUCKETS));
-    let mut first = SharedMemory::<Atomic<u32>>::new(1usize);
+    let first = SharedMemory::<Atomic<u32>>::new(1usize);
     let query = CUBE_POS_X as usize;
     let unit = UNIT_POS as usize;
     let row = query * comptime!(2 * BINS);
-    let reference = cuts[query * CUT];
+    let reference = f32::reinterpret(cuts[query * CUT]);
 
     // A unit's own bins: counts of both bounds, weights of what may be dropped and of what is kept.
     let mut uppers = 0.0f32;
@@ -195,7 +208,8 @@ pub(super) fn mass_threshold(bins: &Array<u32>, cuts: &mut Array<f32>, scale: f3
             from_here += most_of(bins, row, unit * OWN + j);
         }
         let either = uppers - lowers;
-        let most = (from_here + either * (EDGE - distance(b)).exp()) * comptime!(WEIGHT_UP * WEIGHT_UP);
+        let most =
+            (from_here + either * (EDGE - distance(b)).exp()) * comptime!(WEIGHT_UP * WEIGHT_UP);
         if b > 0 && most <= ratio * kept && found == comptime!(BINS as u32) {
             found = b as u32;
         }

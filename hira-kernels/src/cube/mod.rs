@@ -11,7 +11,7 @@
 //! | [`DeviceLayer::append`] | 1; 1 more where a block of 64 keys is completed |
 //! | [`decode`], fixed threshold | 5: scan, threshold, survivors, attend, combine |
 //! | [`decode`], top-k | 6: the exact k-th score is settled between survivors and attend |
-//! | [`decode`], mass | 6: the histogram of logits comes before the threshold |
+//! | [`decode`], mass | 7: a reference and a histogram of logits come before the threshold |
 //! | [`decode_dense`] | 2: attend, combine |
 //!
 //! # Layout
@@ -30,17 +30,33 @@
 //! them it holds the exact score, the host's canonical score and the device's own. The device's score of a survivor adds in the host's
 //! canonical order, and is the same bits where the device rounds to nearest, has a fused multiply-add and keeps subnormals (CUDA does).
 
+mod attend;
 mod bounds;
+mod combine;
+mod decode;
+mod dense;
 mod error;
 mod layer;
+mod mass;
 mod quantise;
+mod radix;
 mod rows;
 mod rule;
+mod scan;
 mod shape;
+mod survivors;
+mod threshold;
 mod words;
+mod workspace;
 
+pub use decode::{decode, decode_dense};
 pub use error::DeviceError;
-pub use layer::{DeviceFaults, DeviceLayer};
+pub use layer::{DeviceBytes, DeviceFaults, DeviceLayer};
 pub use rows::DeviceRows;
 pub use rule::{DecodeParams, DeviceCertificate, DeviceRule};
 pub use shape::DeviceShape;
+pub use workspace::DeviceWorkspace;
+
+#[cfg(all(test, feature = "wgpu"))]
+#[path = "tests.rs"]
+mod wgpu_tests;

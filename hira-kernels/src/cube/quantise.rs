@@ -5,27 +5,9 @@ use cubecl::prelude::*;
 use crate::Precision;
 
 use super::bounds::{LARGEST, NEAR, NEAR_RESIDUAL, SCALE_OF_LARGEST, TINY, UP, rho};
+use super::rows::Strides;
 use super::shape::{BLOCK, TILE};
 use super::words::{Lanes, Words, bf16_up, is_beyond, pack, quad, unpack};
-
-/// Where the rows of a tensor lie, in values.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Strides {
-    /// From one sequence to the next.
-    batch: u32,
-    /// From one head of a sequence to the next.
-    head: u32,
-    /// From one token to the next.
-    token: u32,
-}
-
-#[cube]
-impl Strides {
-    fn row(&self, head: u32, heads_per_batch: u32, token: u32) -> usize {
-        let batch = head / heads_per_batch;
-        (batch * self.batch + (head % heads_per_batch) * self.head + token * self.token) as usize
-    }
-}
 
 /// Sixteen values from `from` on, as they will be stored; `true` if one of them cannot be.
 #[cube]
@@ -56,7 +38,9 @@ fn load<F: Float>(
             words[i] = word;
             values[2 * i] = unpack(word, 0u32, precision);
             values[2 * i + 1] = unpack(word, 1u32, precision);
-            beyond = beyond || is_beyond(values[2 * i], largest) || is_beyond(values[2 * i + 1], largest);
+            beyond = beyond
+                || is_beyond(values[2 * i], largest)
+                || is_beyond(values[2 * i + 1], largest);
         }
     }
     beyond
@@ -64,7 +48,13 @@ fn load<F: Float>(
 
 /// Sixteen values' worth of words, zeros if the row is not to be stored.
 #[cube]
-fn store(words: &Array<u32>, keep: bool, rows: &mut Array<Words>, at: usize, #[comptime] precision: Precision) {
+fn store(
+    words: &Array<u32>,
+    keep: bool,
+    rows: &mut Array<Words>,
+    at: usize,
+    #[comptime] precision: Precision,
+) {
     let vectors = comptime!(precision.bytes());
     #[unroll]
     for v in 0..vectors {
@@ -151,7 +141,13 @@ pub(super) fn append_tokens<F: Float>(
     for pass in 0..passes {
         let at = pass * quads + quad;
         if live && at < value_quads {
-            beyond = load::<F>(new_values, value_row + 16 * at, &mut words, &mut x, precision) || beyond;
+            beyond = load::<F>(
+                new_values,
+                value_row + 16 * at,
+                &mut words,
+                &mut x,
+                precision,
+            ) || beyond;
             #[unroll]
             for i in 0..16usize {
                 squares += x[i] * x[i];
@@ -223,20 +219,42 @@ pub(super) fn append_tokens<F: Float>(
     let residual = row_sum(&partials, row, quads).sqrt();
     let code_norm = scale * row_sum(&more, row, quads).sqrt();
     let widened = (residual + comptime!(rho(dim)) * (code_norm + key_norm)) * UP + TINY;
-    let residual_bits = bf16_up(select(near, NEAR_RESIDUAL + key_norm * comptime!(rho(dim)) * 2.0f32 + TINY, widened));
+    let residual_bits = bf16_up(select(
+        near,
+        NEAR_RESIDUAL + key_norm * comptime!(rho(dim)) * 2.0f32 + TINY,
+        widened,
+    ));
 
     if live {
         let cap = capacity as usize;
         let at = head as usize * cap + position as usize;
         let tile = (head as usize * cap / TILE) + position as usize / TILE;
         codes[(tile * quads + quad) * TILE + row] = out;
-        store(&words, keep, keys, (at * quads + quad) * comptime!(precision.bytes()), precision);
+        store(
+            &words,
+            keep,
+            keys,
+            (at * quads + quad) * comptime!(precision.bytes()),
+            precision,
+        );
         #[unroll]
         for pass in 0..passes {
             let q = pass * quads + quad;
             if q < value_quads {
-                load::<F>(new_values, value_row + 16 * q, &mut words, &mut x, precision);
-                store(&words, keep, values, (at * value_quads + q) * comptime!(precision.bytes()), precision);
+                load::<F>(
+                    new_values,
+                    value_row + 16 * q,
+                    &mut words,
+                    &mut x,
+                    precision,
+                );
+                store(
+                    &words,
+                    keep,
+                    values,
+                    (at * value_quads + q) * comptime!(precision.bytes()),
+                    precision,
+                );
             }
         }
         if quad == 0 {
@@ -285,7 +303,7 @@ pub(super) fn block_means(
     }
 }
 
-/// One cube a head: the mean of the first `count` keys, or zeros. Components that cannot be stored count as zeros.
+/// One cube a head: the mean of `count` keys, `step` tokens apart, or zeros. Components that cannot be stored count as zeros.
 #[cube(launch)]
 pub(super) fn centre_of<F: Float>(
     keys: &Array<F>,
@@ -293,6 +311,7 @@ pub(super) fn centre_of<F: Float>(
     strides: &Strides,
     heads_per_batch: u32,
     count: u32,
+    step: u32,
     #[comptime] dim: usize,
     #[define(F)] _element: StorageType,
 ) {
@@ -301,8 +320,12 @@ pub(super) fn centre_of<F: Float>(
     if i < dim {
         let mut sum = 0.0f32;
         for token in 0..count {
-            let value = f32::cast_from(keys[strides.row(head, heads_per_batch, token) + i]);
-            sum += select(is_beyond(value, comptime!(LARGEST.to_bits())), 0.0f32, value);
+            let value = f32::cast_from(keys[strides.row(head, heads_per_batch, token * step) + i]);
+            sum += select(
+                is_beyond(value, comptime!(LARGEST.to_bits())),
+                0.0f32,
+                value,
+            );
         }
         centre[head as usize * dim + i] = sum / f32::cast_from(max(count, 1u32));
     }

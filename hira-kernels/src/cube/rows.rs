@@ -21,7 +21,13 @@ pub struct DeviceRows {
 
 impl DeviceRows {
     /// A contiguous tensor of `tokens` rows of `dim` values for each head.
-    pub fn contiguous(handle: Handle, element: StorageType, heads_per_batch: usize, tokens: usize, dim: usize) -> Self {
+    pub fn contiguous(
+        handle: Handle,
+        element: StorageType,
+        heads_per_batch: usize,
+        tokens: usize,
+        dim: usize,
+    ) -> Self {
         Self {
             handle,
             element,
@@ -33,12 +39,22 @@ impl DeviceRows {
     /// Values from the first to the last of these rows.
     fn extent(&self, heads: usize, tokens: usize, dim: usize) -> usize {
         let batches = heads.div_ceil(self.heads_per_batch);
-        let last = [batches, self.heads_per_batch.min(heads), tokens].map(|count| count.saturating_sub(1));
-        last.iter().zip(self.strides).map(|(last, stride)| last * stride).sum::<usize>() + dim
+        let last =
+            [batches, self.heads_per_batch.min(heads), tokens].map(|count| count.saturating_sub(1));
+        last.iter()
+            .zip(self.strides)
+            .map(|(last, stride)| last * stride)
+            .sum::<usize>()
+            + dim
     }
 
     /// The number of values that a kernel may touch.
-    pub(super) fn check(&self, heads: usize, tokens: usize, dim: usize) -> Result<usize, DeviceError> {
+    pub(super) fn check(
+        &self,
+        heads: usize,
+        tokens: usize,
+        dim: usize,
+    ) -> Result<usize, DeviceError> {
         let extent = self.extent(heads, tokens, dim);
         let expected = (extent * self.element.size()) as u64;
         let received = self.handle.size_in_used();
@@ -46,6 +62,26 @@ impl DeviceRows {
             return Err(DeviceError::Buffer { expected, received });
         }
         Ok(extent)
+    }
+}
+
+/// Where the rows of a tensor lie, in values.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Strides {
+    /// From one sequence to the next.
+    pub(super) batch: u32,
+    /// From one head of a sequence to the next.
+    pub(super) head: u32,
+    /// From one token to the next.
+    pub(super) token: u32,
+}
+
+#[cube]
+impl Strides {
+    /// Where a row begins.
+    pub(super) fn row(&self, head: u32, heads_per_batch: u32, token: u32) -> usize {
+        let batch = head / heads_per_batch;
+        (batch * self.batch + (head % heads_per_batch) * self.head + token * self.token) as usize
     }
 }
 

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::bounds::{LARGEST, LOWEST, SLACK, TINY, UP, rho};
 use super::rows::Strides;
 use super::shape::{CHUNK, KEYS, TILE, UNITS};
-use super::words::{Lanes, Words, is_beyond, widen_bf16};
+use super::words::{Lanes, Words, is_beyond, sum_lanes, widen_bf16};
 
 /// Floats that are kept of a query: its norm, the slack and offset of its intervals, the norm of a key's score error, rounded up.
 pub(super) const CONSTANTS: usize = 4;
@@ -139,14 +139,18 @@ pub(super) fn scan<F: Float>(
     }
 
     let first_key = head * capacity as usize + chunk * CHUNK + unit;
+    let mut shifts = Words::empty();
     #[unroll]
+    for b in 0..4usize {
+        shifts[b] = comptime!(8 * b as u32);
+    }
     for pass in 0..passes {
         // The last pass begins where it still has all its queries: what two passes work out is the same.
-        let first_query = comptime!((pass * shared).min(group - shared));
-        let mut sums = Array::<f32>::new(comptime!(KEYS * shared));
+        let first_query = min(pass * shared, comptime!(group - shared));
+        let mut sums = Array::<Lanes>::new(comptime!(KEYS * shared));
         #[unroll]
         for i in 0..comptime!(KEYS * shared) {
-            sums[i] = 0.0f32;
+            sums[i] = Lanes::new(0.0f32);
         }
         for quad in 0..quads {
             #[unroll]
@@ -155,22 +159,15 @@ pub(super) fn scan<F: Float>(
                 let words = codes[(slot / TILE * quads + quad) * TILE + slot % TILE];
                 #[unroll]
                 for w in 0..4usize {
-                    let word = words[w];
-                    let mut c = Lanes::empty();
-                    #[unroll]
-                    for b in 0..4usize {
-                        // The byte in the low bits of 2^23, less 2^23 + 128: exact, and no conversion.
-                        let byte = (word >> comptime!(8 * b as u32)) & 0xffu32;
-                        c[b] = f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0f32;
-                    }
+                    // A byte in the low bits of 2^23, less 2^23 + 128: exact, and no conversion.
+                    let bytes = (Words::new(words[w]) >> shifts) & Words::new(0xffu32);
+                    let c = Lanes::reinterpret(bytes | Words::new(0x4b00_0000u32))
+                        - Lanes::new(8_388_736.0f32);
                     #[unroll]
                     for query in 0..shared {
                         let q = rows[(first_query + query) * comptime!(dim / 4) + quad * 4 + w];
                         let at = comptime!(key * shared + query);
-                        #[unroll]
-                        for b in 0..4usize {
-                            sums[at] = fma(q[b], c[b], sums[at]);
-                        }
+                        sums[at] = fma(q, c, sums[at]);
                     }
                 }
             }
@@ -187,7 +184,8 @@ pub(super) fn scan<F: Float>(
                 if position < len as usize {
                     let parameter = parameters[head * capacity as usize + position];
                     let scale = f32::reinterpret(parameter & 0xffff_0000u32);
-                    let estimate = offset + scale * sums[comptime!(key * shared + query)];
+                    let dot = sum_lanes(sums[comptime!(key * shared + query)]);
+                    let estimate = offset + scale * dot;
                     estimates[row + position] = estimate;
                     largest = max(largest, estimate - band(parameter, norm, slack));
                 }

@@ -68,7 +68,9 @@ impl DeviceShape {
 
     /// Most keys that a layer may hold: positions and every index into a buffer are `u32`.
     pub(super) fn limit(&self) -> usize {
-        let widest = self.row_vectors(self.dim).max(self.row_vectors(self.value_dim));
+        let widest = self
+            .row_vectors(self.dim)
+            .max(self.row_vectors(self.value_dim));
         let per_key = self.heads * widest.max(self.group);
         (u32::MAX as usize / per_key).saturating_sub(CHUNK) / CHUNK * CHUNK
     }

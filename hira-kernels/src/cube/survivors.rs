@@ -9,7 +9,7 @@ use super::rows::Strides;
 use super::scan::{CONSTANTS, band};
 use super::shape::{BLOCK, CHUNK, KEYS, UNITS};
 use super::threshold::CUT;
-use super::words::{Lanes, Words, quad};
+use super::words::{Lanes, Words, quad, sum_lanes};
 
 /// Floats that a split keeps of its tail, before `Dv` sums of mean values: the weight that means stand for, at least the weight of all,
 /// and the largest score of a survivor.
@@ -58,27 +58,19 @@ fn canonical_score(
 ) -> f32 {
     let unit = UNIT_POS as usize;
     let lane = unit % 4;
-    let mut sums = Lanes::empty();
-    #[unroll]
-    for i in 0..4usize {
-        sums[i] = 0.0f32;
-    }
+    let mut sums = Lanes::new(0.0f32);
     for block in 0..comptime!(dim / 16) {
         let q = query[4 * block + lane];
         let k = quad(keys, row, 4 * block + lane, precision);
-        #[unroll]
-        for i in 0..4usize {
-            sums[i] = fma(q[i], k[i], sums[i]);
-        }
+        sums = fma(q, k, sums);
     }
     partials[unit] = sums;
     sync_cube();
     let mut score = 0.0f32;
     if lane == 0 {
-        let (a, b, c, d) = (partials[unit], partials[unit + 1], partials[unit + 2], partials[unit + 3]);
-        let even = (a[0] + c[0] + (b[0] + d[0])) + (a[2] + c[2] + (b[2] + d[2]));
-        let odd = (a[1] + c[1] + (b[1] + d[1])) + (a[3] + c[3] + (b[3] + d[3]));
-        let sum = even + odd;
+        let sum = sum_lanes(
+            (partials[unit] + partials[unit + 2]) + (partials[unit + 1] + partials[unit + 3]),
+        );
         // One zero, so that scores that are equal tie.
         score = select(sum == 0.0f32, 0.0f32, sum);
     }
@@ -99,7 +91,7 @@ pub(super) fn survivors<F: Float>(
     parameters: &Array<u32>,
     estimates: &Array<f32>,
     constants: &Array<f32>,
-    cuts: &Array<f32>,
+    cuts: &Array<u32>,
     positions: &mut Array<u32>,
     scores: &mut Array<f32>,
     counts: &mut Array<u32>,
@@ -134,8 +126,14 @@ pub(super) fn survivors<F: Float>(
     let head = query / group;
     let head_row = head * capacity as usize;
     let row = query * work_capacity as usize;
-    let (norm, slack) = (constants[query * CONSTANTS], constants[query * CONSTANTS + 1]);
-    let (tau, reference) = (cuts[query * CUT], cuts[query * CUT + 3]);
+    let (norm, slack) = (
+        constants[query * CONSTANTS],
+        constants[query * CONSTANTS + 1],
+    );
+    let (tau, reference) = (
+        f32::reinterpret(cuts[query * CUT]),
+        f32::reinterpret(cuts[query * CUT + 3]),
+    );
 
     let from = strides.row(head as u32, heads_per_batch, 0u32) + query % group * dim;
     if unit < comptime!(dim / 4) {

@@ -7,22 +7,22 @@ use super::radix::{BUCKETS, clear, of_rank, pick, rank};
 use super::scan::{CONSTANTS, band};
 use super::shape::KEYS;
 
-/// Floats of a query's cut: the threshold for upper bounds, the score that selects, the highest position that does among those that tie with
-/// it (bits of a `u32`), and the threshold that weights of the tail are relative to.
+/// Words of a query's cut: bits of the threshold for upper bounds and of the score that selects, the highest position that does among those that
+/// tie with it, and bits of the threshold that weights of the tail are relative to.
 pub(super) const CUT: usize = 4;
 
 /// Writes a cut whose selecting score is that of the threshold.
 #[cube]
-pub(super) fn write_cut(cuts: &mut Array<f32>, query: usize, tau: f32) {
-    cuts[query * CUT] = tau;
-    cuts[query * CUT + 1] = tau;
-    cuts[query * CUT + 2] = f32::reinterpret(u32::MAX);
-    cuts[query * CUT + 3] = tau;
+pub(super) fn write_cut(cuts: &mut Array<u32>, query: usize, tau: f32) {
+    cuts[query * CUT] = u32::reinterpret(tau);
+    cuts[query * CUT + 1] = u32::reinterpret(tau);
+    cuts[query * CUT + 2] = u32::MAX;
+    cuts[query * CUT + 3] = u32::reinterpret(tau);
 }
 
 /// One unit a query: the same threshold for all.
 #[cube(launch)]
-pub(super) fn threshold_fixed(cuts: &mut Array<f32>, tau: f32) {
+pub(super) fn threshold_fixed(cuts: &mut Array<u32>, tau: f32) {
     let query = ABSOLUTE_POS;
     if query < cuts.len() / CUT {
         write_cut(cuts, query, tau);
@@ -40,7 +40,7 @@ pub(super) fn threshold_top(
     maxima: &Array<f32>,
     parameters: &Array<u32>,
     constants: &Array<f32>,
-    cuts: &mut Array<f32>,
+    cuts: &mut Array<u32>,
     k: u32,
     entries: u32,
     fold: u32,
@@ -56,7 +56,10 @@ pub(super) fn threshold_top(
     let head_row = query / group * capacity as usize;
     let row = query * work_capacity as usize;
     let maxima_row = row / KEYS;
-    let (norm, slack) = (constants[query * CONSTANTS], constants[query * CONSTANTS + 1]);
+    let (norm, slack) = (
+        constants[query * CONSTANTS],
+        constants[query * CONSTANTS + 1],
+    );
     let groups = entries / max(fold, 1u32);
 
     let mut wanted = k;
@@ -105,7 +108,7 @@ pub(super) fn settle_top(
     scores: &Array<f32>,
     positions: &Array<u32>,
     counts_of: &Array<u32>,
-    cuts: &mut Array<f32>,
+    cuts: &mut Array<u32>,
     k: u32,
     splits: u32,
     split_keys: u32,
@@ -161,7 +164,7 @@ pub(super) fn settle_top(
         sync_cube();
     }
     if UNIT_POS == 0u32 {
-        cuts[query * CUT + 1] = of_rank(ties);
-        cuts[query * CUT + 2] = f32::reinterpret(select(lists == 0u32, u32::MAX, !prefix));
+        cuts[query * CUT + 1] = u32::reinterpret(of_rank(ties));
+        cuts[query * CUT + 2] = select(lists == 0u32, u32::MAX, !prefix);
     }
 }

@@ -29,7 +29,8 @@ pub(super) fn widen_f16(bits: u32) -> f32 {
     let magnitude = bits & 0x7fffu32;
     let mut wide = f32::reinterpret((magnitude << 13u32) + 0x3800_0000u32);
     if magnitude < 0x400u32 {
-        wide = f32::reinterpret((magnitude << 13u32) + 0x3880_0000u32) - f32::reinterpret(0x3880_0000u32);
+        wide = f32::reinterpret((magnitude << 13u32) + 0x3880_0000u32)
+            - comptime!(f32::from_bits(0x3880_0000));
     }
     if magnitude >= 0x7c00u32 {
         wide = f32::reinterpret((magnitude << 13u32) | 0x7f80_0000u32);
@@ -47,7 +48,8 @@ fn narrow(value: f32, #[comptime] precision: Precision) -> u32 {
         sign | ((magnitude + 0x7fffu32 + ((magnitude >> 16u32) & 1u32)) >> 16u32)
     } else {
         // From 2^-14 on the exponent is moved from a bias of 127 to one of 15; below, adding 1/2 leaves units of 2^-24 in the low bits.
-        let mut half = (magnitude + 0xfffu32 + ((magnitude >> 13u32) & 1u32) - 0x3800_0000u32) >> 13u32;
+        let mut half =
+            (magnitude + 0xfffu32 + ((magnitude >> 13u32) & 1u32) - 0x3800_0000u32) >> 13u32;
         if magnitude < 0x3880_0000u32 {
             half = u32::reinterpret(f32::reinterpret(magnitude) + 0.5f32) - 0x3f00_0000u32;
         }
@@ -77,14 +79,15 @@ pub(super) fn unpack(word: u32, #[comptime] half: u32, #[comptime] precision: Pr
 
 /// Four values of a row, from `4 * quad` on; `row` is the vector where the row begins.
 #[cube]
-pub(super) fn quad(rows: &Array<Words>, row: usize, quad: usize, #[comptime] precision: Precision) -> Lanes {
+pub(super) fn quad(
+    rows: &Array<Words>,
+    row: usize,
+    quad: usize,
+    #[comptime] precision: Precision,
+) -> Lanes {
     let mut out = Lanes::empty();
     if comptime!(precision == Precision::F32) {
-        let words = rows[row + quad];
-        #[unroll]
-        for i in 0..4usize {
-            out[i] = f32::reinterpret(words[i]);
-        }
+        out = Lanes::reinterpret(rows[row + quad]);
     } else {
         let words = rows[row + quad / 2];
         let odd = quad % 2 == 1;
@@ -96,6 +99,12 @@ pub(super) fn quad(rows: &Array<Words>, row: usize, quad: usize, #[comptime] pre
         out[3] = unpack(second, 1u32, precision);
     }
     out
+}
+
+/// The sum of four lanes, by a tree.
+#[cube]
+pub(super) fn sum_lanes(lanes: Lanes) -> f32 {
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 }
 
 /// Whether a value is NaN or its magnitude reaches `largest`, by its bits: comparisons with NaN differ between runtimes.

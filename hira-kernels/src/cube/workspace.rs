@@ -44,11 +44,18 @@ impl<R: Runtime> DeviceWorkspace<R> {
     /// # Errors
     ///
     /// As [`DeviceLayer::new`](super::DeviceLayer::new), and [`DeviceError::Device`] if the device is too small for the kernels.
-    pub fn new(client: &ComputeClient<R>, shape: DeviceShape, capacity: usize) -> Result<Self, DeviceError> {
+    pub fn new(
+        client: &ComputeClient<R>,
+        shape: DeviceShape,
+        capacity: usize,
+    ) -> Result<Self, DeviceError> {
         shape.check()?;
         let limit = shape.limit();
         if capacity > limit {
-            return Err(DeviceError::Capacity { limit, received: capacity });
+            return Err(DeviceError::Capacity {
+                limit,
+                received: capacity,
+            });
         }
         let hardware = &client.properties().hardware;
         let (units, shared) = (super::shape::UNITS, shared_bytes(&shape));
@@ -105,13 +112,15 @@ impl<R: Runtime> DeviceWorkspace<R> {
     pub fn certificates(&self, client: &ComputeClient<R>) -> Vec<DeviceCertificate> {
         let bytes = client.read_one_unchecked(self.certificates.clone());
         let (words, _) = f32::from_bytes(&bytes).as_chunks::<CERTIFICATE>();
-        let of = |&[mass, error, tau, selected, survivors, log_sum_exp]: &[f32; CERTIFICATE]| DeviceCertificate {
-            dropped_mass_bound: mass,
-            output_error_bound: error,
-            tau,
-            selected: selected as usize,
-            survivors: survivors as usize,
-            log_sum_exp,
+        let of = |&[mass, error, tau, selected, survivors, log_sum_exp]: &[f32; CERTIFICATE]| {
+            DeviceCertificate {
+                dropped_mass_bound: mass,
+                output_error_bound: error,
+                tau,
+                selected: selected as usize,
+                survivors: survivors as usize,
+                log_sum_exp,
+            }
         };
         words.iter().map(of).collect()
     }
@@ -173,7 +182,15 @@ impl<R: Runtime> DeviceWorkspace<R> {
     /// Estimates, scores, positions, counts, cuts and constants.
     #[cfg(all(test, feature = "wgpu"))]
     pub(super) fn handles(&self) -> [Handle; 6] {
-        let Self { estimates, scores, positions, counts, cuts, constants, .. } = self;
+        let Self {
+            estimates,
+            scores,
+            positions,
+            counts,
+            cuts,
+            constants,
+            ..
+        } = self;
         [estimates, scores, positions, counts, cuts, constants].map(Handle::clone)
     }
 }
@@ -182,6 +199,9 @@ impl<R: Runtime> DeviceWorkspace<R> {
 fn shared_bytes(shape: &DeviceShape) -> usize {
     let units = super::shape::UNITS as usize;
     let shared = shape.group.min(super::scan::SHARED);
-    let dense = 4 * shape.group * shape.dim + 4 * shared * units + 4 * shape.group * (units / 4 + 17) + 16 * units;
+    let dense = 4 * shape.group * shape.dim
+        + 4 * shared * units
+        + 4 * shape.group * (units / 4 + 17)
+        + 16 * units;
     dense.max(8 * BINS)
 }
