@@ -79,7 +79,10 @@ impl DeviceAttention<'_> {
         let mut report = AttentionReport::new(layer, before + tokens);
         let answered = if tokens <= self.config.max_decode_tokens {
             self.decode(tensors, cache, layer, &mut report, true)
-        } else if B::supports_dtype(&tensors.q.device(), stored_dtype(&layout, tensors.k.dtype())) {
+        } else if B::supports_dtype(
+            &tensors.q.device(),
+            stored_dtype(&layout, tensors.k.dtype()),
+        ) {
             self.prefill(tensors, cache, layer, &mut report)
         } else {
             // Burn's operations cannot read the stored rows: the kernels can, a token at a time

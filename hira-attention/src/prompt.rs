@@ -48,8 +48,7 @@ pub(crate) fn dense<B: HiraBackend>(
         let scores = scores
             .reshape([sequences, kv_heads * group, len, visible])
             .mask_fill(unseen.expand([sequences, heads, len, visible]), f32::MIN);
-        let weights =
-            softmax(scores, 3).reshape([sequences, kv_heads, group * len, visible]);
+        let weights = softmax(scores, 3).reshape([sequences, kv_heads, group * len, visible]);
         let out = weights.matmul(values.clone().narrow(2, 0, visible));
         outs.push(out.reshape([sequences, heads, len, value_dim]));
     }

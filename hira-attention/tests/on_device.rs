@@ -7,8 +7,8 @@ use burn::tensor::{Tensor, TensorData};
 use burn_wgpu::Wgpu;
 use common::{Problem, Rows, Shape, distance};
 use hira_attention::{
-    AttentionError, CacheShape, HeadPlan, HiraAttention, HiraAttentionConfig, HiraCache, PlanPolicy,
-    Precision,
+    AttentionError, CacheShape, HeadPlan, HiraAttention, HiraAttentionConfig, HiraCache,
+    PlanPolicy, Precision,
 };
 use hira_cache::CacheError;
 use hira_index::burn::DeviceEngineError;
@@ -47,7 +47,10 @@ fn sparse() -> HiraAttentionConfig {
 
 fn tensor(rows: &Rows, range: std::ops::Range<usize>) -> Tensor<Wgpu, 4> {
     let shape = [SHAPE.sequences, rows.heads, range.len(), rows.dim];
-    Tensor::from_data(TensorData::new(rows.slice(range), shape), &Default::default())
+    Tensor::from_data(
+        TensorData::new(rows.slice(range), shape),
+        &Default::default(),
+    )
 }
 
 fn floats(tensor: Tensor<Wgpu, 4>) -> Vec<f32> {
@@ -71,7 +74,10 @@ fn decodes_as_in_f64(config: HiraAttentionConfig, problem: &Problem, from: usize
         let (out, mut report) = attention.forward(q, k, v, &mut cache, 1);
         // nothing is claimed before somebody looks
         assert!(report.is_pending());
-        assert_eq!((report.dropped_mass_bound(), report.output_error_bound()), (1.0, f32::INFINITY));
+        assert_eq!(
+            (report.dropped_mass_bound(), report.output_error_bound()),
+            (1.0, f32::INFINITY)
+        );
         let attended = report.attended().unwrap().expect("a sparse step");
         report.fetch().unwrap();
         assert!(!report.is_pending());
@@ -95,7 +101,9 @@ fn decodes_as_in_f64(config: HiraAttentionConfig, problem: &Problem, from: usize
             let missing = (0..=token).filter(|&j| !attended.contains(&(j as u32)));
             if let Some(tau) = tau {
                 // f64 and canonical scores differ by rounding, not by more
-                let missed = missing.clone().filter(|&j| always(j) || scores[j] > tau + 1e-4);
+                let missed = missing
+                    .clone()
+                    .filter(|&j| always(j) || scores[j] > tau + 1e-4);
                 assert_eq!(missed.count(), 0, "{about}");
                 let extra = attended.iter().map(|&j| j as usize);
                 let extra = extra.filter(|&j| !always(j) && scores[j] < tau - 1e-4);
@@ -104,13 +112,19 @@ fn decodes_as_in_f64(config: HiraAttentionConfig, problem: &Problem, from: usize
             let keep = |j: usize, _| attended.contains(&(j as u32));
             let (of_attended, dropped) = problem.attend(sequence, head, token, SCALE, keep);
             let (dense, _) = problem.attend(sequence, head, token, SCALE, |_, _| true);
-            assert!(dropped <= f64::from(certificate.dropped_mass_bound) + 1e-6, "{about}");
+            assert!(
+                dropped <= f64::from(certificate.dropped_mass_bound) + 1e-6,
+                "{about}"
+            );
             if let ThresholdRule::Mass { mass } = rule {
                 assert!(certificate.dropped_mass_bound <= 1.0 - mass, "{about}");
             }
             let out = &out[row * SHAPE.value_dim..(row + 1) * SHAPE.value_dim];
             let error = distance(out, &dense);
-            assert!(error <= f64::from(certificate.output_error_bound), "{about}: {error}");
+            assert!(
+                error <= f64::from(certificate.output_error_bound),
+                "{about}: {error}"
+            );
             if !config.tail_compensation {
                 let error = distance(out, &of_attended);
                 assert!(error < 1e-4, "{about}: {error}");
@@ -138,7 +152,11 @@ fn wgpu_decodes_by_every_rule_as_in_f64() {
 #[test]
 fn wgpu_grows_past_its_first_capacity() {
     let problem = Problem::random(32, SHAPE, 1031);
-    decodes_as_in_f64(sparse().with_top_k(40).with_tail_compensation(false), &problem, 1020);
+    decodes_as_in_f64(
+        sparse().with_top_k(40).with_tail_compensation(false),
+        &problem,
+        1020,
+    );
 }
 
 #[test]
@@ -187,7 +205,10 @@ fn wgpu_agrees_with_the_host_engine() {
             assert_eq!(report.stored, on_host.stored);
             assert_eq!(report.certificates.len(), on_host.certificates.len());
             for (ours, theirs) in report.heads.iter().zip(&on_host.heads) {
-                assert_eq!((ours.queries, ours.visible), (theirs.queries, theirs.visible));
+                assert_eq!(
+                    (ours.queries, ours.visible),
+                    (theirs.queries, theirs.visible)
+                );
                 assert_eq!(ours.attended, theirs.attended, "{range:?}");
                 assert_eq!(ours.plan, theirs.plan);
             }
@@ -237,7 +258,10 @@ fn wgpu_refuses_what_the_device_engine_does_not_do() {
     let mut limited = sparse().with_threshold(1.0);
     limited.max_candidates = Some(5);
     for (config, named) in [
-        (sparse().with_rule(ThresholdRule::Adaptive { c: 1.0 }), "threshold_strategy"),
+        (
+            sparse().with_rule(ThresholdRule::Adaptive { c: 1.0 }),
+            "threshold_strategy",
+        ),
         (sparse().with_max_error(1e-3), "max_error"),
         (limited, "max_candidates"),
     ] {

@@ -127,9 +127,8 @@ impl<R: CubeRuntime> CubeStore<R> {
         };
         let capacity = FIRST_CAPACITY.min(layout.max_len);
         let layer = DeviceLayer::new(&client, shape, capacity)?;
-        let shared = sibling.filter(|sibling| {
-            sibling.layer.shape() == shape && sibling.device == *device
-        });
+        let shared =
+            sibling.filter(|sibling| sibling.layer.shape() == shape && sibling.device == *device);
         let scratch = match shared {
             Some(sibling) => sibling.scratch.clone(),
             None => Arc::new(Scratch {

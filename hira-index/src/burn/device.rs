@@ -138,7 +138,9 @@ pub enum DeviceEngineError {
         received: usize,
     },
     /// Elements that the device engine does not store.
-    #[error("elements of type {received:?} cannot be stored as {precision:?} without rounding twice")]
+    #[error(
+        "elements of type {received:?} cannot be stored as {precision:?} without rounding twice"
+    )]
     Element {
         /// The element type of the tensor.
         received: DType,

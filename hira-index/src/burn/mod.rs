@@ -23,8 +23,8 @@ mod index;
 mod ndarray;
 
 pub use device::{
-    DeviceAnswer, DeviceEngineError, DeviceHead, DeviceLayout, DeviceRecord, DeviceRule, DeviceStep,
-    device_append, device_attend, device_rows,
+    DeviceAnswer, DeviceEngineError, DeviceHead, DeviceLayout, DeviceRecord, DeviceRule,
+    DeviceStep, device_append, device_attend, device_rows,
 };
 pub use index::TensorError;
 
