@@ -147,6 +147,20 @@ pub enum AttentionError {
         /// What came.
         received: [usize; 4],
     },
+    /// The device engine refused, or found what it could not tell before: see [`AttentionReport::fetch`](crate::AttentionReport::fetch).
+    #[cfg(feature = "burn")]
+    #[error(transparent)]
+    Device(#[from] hira_index::burn::DeviceEngineError),
+    /// The device engine does not do what a key of the configuration asks for.
+    #[error(
+        "{key}: {received} is not supported by the device engine: memory_policy = \"all_host\" runs the host engine on this device"
+    )]
+    DeviceSetting {
+        /// The key.
+        key: &'static str,
+        /// What it asks for.
+        received: &'static str,
+    },
     /// A tensor could not be read on the host.
     #[cfg(feature = "burn")]
     #[error(transparent)]

@@ -65,6 +65,12 @@ mod values;
 
 #[cfg(feature = "burn")]
 mod module;
+#[cfg(feature = "burn")]
+mod on_device;
+#[cfg(feature = "burn")]
+mod pending;
+#[cfg(feature = "burn")]
+mod prompt;
 
 pub mod device;
 

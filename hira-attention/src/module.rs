@@ -12,6 +12,7 @@ use hira_index::burn::{HiraBackend, from_host, with_host};
 use crate::{
     AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, HostAttention, PartKeys,
     PartialAttention,
+    on_device::{DeviceAttention, Tensors},
 };
 
 /// Certified sparse attention over a [`HiraCache`].
@@ -67,6 +68,13 @@ impl<B: HiraBackend> HiraAttention<B> {
 
     /// As [`HiraAttention::forward`], with errors instead of panics.
     ///
+    /// # On a device
+    ///
+    /// On a CubeCL backend (CUDA, wgpu) keys, values and sketch live in the memory of the device and the attention runs there. A decode step
+    /// does not wait for it: the report is pending until [`AttentionReport::fetch`], and so is the news that a key, value or query was not finite.
+    /// A prefill is dense, by Burn's operations in f32. What the device engine does not do is an error that names the key of the configuration;
+    /// `memory_policy = "all_host"` runs the host engine on any backend.
+    ///
     /// # Numerics
     ///
     /// Scores, softmax and sums are f32, whatever the element type of the backend; NaN and infinities are refused.
@@ -105,6 +113,15 @@ impl<B: HiraBackend> HiraAttention<B> {
                 });
             }
         }
+        let tensors = Tensors { q, k, v };
+        let on_device = DeviceAttention {
+            config: self.engine.config(),
+            rule: self.engine.rule,
+        };
+        if let Some(answer) = on_device.forward(&tensors, cache, layer)? {
+            return Ok(answer);
+        }
+        let Tensors { q, k, v } = tensors;
         let device = q.device();
         let mut out = vec![0.0; sequences * heads * tokens * value_dim];
         let report = with_host(q, |q| {

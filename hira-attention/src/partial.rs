@@ -156,6 +156,7 @@ impl HostAttention {
         keys: &PartKeys,
     ) -> Result<Call, AttentionError> {
         let cache = cache.layer(layer)?;
+        cache.check_on_host()?;
         let Range { start, end } = keys.positions;
         if start > end || end > cache.len() || start < cache.evicted() && start < end {
             return Err(AttentionError::Positions {

@@ -6,6 +6,8 @@ use hira_cache::HeadCache;
 use hira_kernels::{TILE, tile_lines};
 use serde::Serialize;
 
+#[cfg(feature = "burn")]
+use crate::{AttentionError, pending::Pending};
 use crate::{Certificate, sparse::SparseAnswer};
 
 /// How a query was answered.
@@ -190,6 +192,27 @@ impl HeadReport {
         self.bytes.values += answer.attended as u64 * rows.value;
     }
 
+    /// Adds one query that a device answered; what it read is not counted.
+    #[cfg(feature = "burn")]
+    pub(crate) fn add_device(
+        &mut self,
+        visible: usize,
+        survivors: usize,
+        attended: usize,
+        certificate: Certificate,
+    ) {
+        let plan = if attended == visible {
+            HeadPlan::Dense
+        } else {
+            HeadPlan::Sparse
+        };
+        self.add(&Self::of_query(
+            plan,
+            [visible, survivors, attended],
+            certificate,
+        ));
+    }
+
     /// Adds what later queries of the same head came to.
     pub(crate) fn add(&mut self, later: &Self) {
         self.plan = later.plan;
@@ -266,6 +289,12 @@ impl HeadReport {
 }
 
 /// One call of attention on one layer.
+///
+/// # On a device
+///
+/// A decode step on a device does not wait for it, and its report is *pending*: `heads` and `certificates` are empty, and the methods
+/// give what is true without looking (a dropped mass of at most 1, an error of at most infinity, a density of at most 1). [`AttentionReport::fetch`]
+/// waits for the step and fills them in. It can be called at any time, after every step or once in a hundred.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct AttentionReport {
@@ -279,6 +308,10 @@ pub struct AttentionReport {
     pub certificates: Vec<Certificate>,
     /// Time of storing the new keys and values, if [`measure_time`](crate::HiraAttentionConfig::measure_time) asks for it.
     pub append: Duration,
+    /// What is still on a device.
+    #[cfg(feature = "burn")]
+    #[serde(skip)]
+    pub(crate) pending: Option<Pending>,
 }
 
 impl AttentionReport {
@@ -290,6 +323,49 @@ impl AttentionReport {
             heads: Vec::new(),
             certificates: Vec::new(),
             append: Duration::ZERO,
+            #[cfg(feature = "burn")]
+            pending: None,
+        }
+    }
+
+    /// Whether the figures are still on a device: see [`AttentionReport::fetch`].
+    pub fn is_pending(&self) -> bool {
+        #[cfg(feature = "burn")]
+        return self.pending.is_some();
+        #[cfg(not(feature = "burn"))]
+        false
+    }
+
+    /// Waits for the device, if the report is of one, and fills in `heads` and `certificates`. Does nothing if they are there.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceEngineError::NonFinite`] if keys, values or queries were not finite, which a device sees only now: the cache holds zeros in
+    /// the place of such a token. [`DeviceEngineError::Read`] if the device fails. The report stays pending.
+    ///
+    /// [`DeviceEngineError::NonFinite`]: hira_index::burn::DeviceEngineError::NonFinite
+    /// [`DeviceEngineError::Read`]: hira_index::burn::DeviceEngineError::Read
+    #[cfg(feature = "burn")]
+    pub fn fetch(&mut self) -> Result<(), AttentionError> {
+        if let Some(pending) = &self.pending {
+            (self.heads, self.certificates) = pending.read()?;
+            self.pending = None;
+            self.trace();
+        }
+        Ok(())
+    }
+
+    /// Waits for the device and reads which positions the call's last token attended to, ascending, a list a query head: for
+    /// checks. `None` if every key was attended to, if the report is not pending, or if the cache has gone on since.
+    ///
+    /// # Errors
+    ///
+    /// As [`AttentionReport::fetch`].
+    #[cfg(feature = "burn")]
+    pub fn attended(&self) -> Result<Option<Vec<Vec<u32>>>, AttentionError> {
+        match &self.pending {
+            Some(pending) => Ok(pending.attended()?),
+            None => Ok(None),
         }
     }
 
@@ -298,6 +374,10 @@ impl AttentionReport {
         self.layer = layer;
         self.stored = stored;
         self.append = Duration::ZERO;
+        #[cfg(feature = "burn")]
+        {
+            self.pending = None;
+        }
         self.heads.clear();
         self.heads.resize(rows, HeadReport::new());
         self.certificates.clear();
@@ -383,6 +463,12 @@ impl AttentionReport {
     }
 
     fn worst(&self) -> Certificate {
+        if self.is_pending() {
+            return Certificate {
+                dropped_mass_bound: 1.0,
+                output_error_bound: f32::INFINITY,
+            };
+        }
         let heads = self.heads.iter().map(|head| head.worst);
         heads.fold(Certificate::default(), Certificate::worst_of)
     }

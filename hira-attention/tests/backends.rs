@@ -9,6 +9,8 @@ use hira_attention::{
     AttentionError, CacheShape, HiraAttention, HiraAttentionConfig, HiraBackend, PartKeys,
     PlanPolicy,
 };
+#[cfg(feature = "wgpu")]
+use hira_memory::MemoryPolicy;
 
 const SHAPE: Shape = Shape {
     sequences: 2,
@@ -243,16 +245,17 @@ on_backend!(ndarray, burn_ndarray::NdArray);
 #[cfg(all(feature = "flex", feature = "autodiff"))]
 on_backend!(autodiff, burn::backend::Autodiff<burn_flex::Flex>);
 
-/// On wgpu, only transfers and the host engine run: Burn's own kernels are not what is tested here.
+/// On wgpu with everything in main memory only transfers and the host engine run. The device engine: `on_device.rs`.
 #[cfg(feature = "wgpu")]
 #[test]
 fn wgpu_agrees_with_the_engine_on_slices() {
     type Gpu = burn_wgpu::Wgpu;
     let device = Default::default();
     let problem = Problem::random(13, SHAPE, 60);
-    let config = HiraAttentionConfig::new()
+    let mut config = HiraAttentionConfig::new()
         .with_top_k(20)
         .with_plan(PlanPolicy::Sparse);
+    config.memory_policy = MemoryPolicy::AllHost;
     let shape = CacheShape {
         layers: 1,
         sequences: SHAPE.sequences,

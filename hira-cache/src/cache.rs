@@ -132,6 +132,11 @@ impl HiraCache {
         })
     }
 
+    /// Refuses what needs the rows of every layer on the host.
+    pub(crate) fn check_on_host(&self) -> Result<(), CacheError> {
+        self.layers.iter().try_for_each(LayerCache::check_on_host)
+    }
+
     /// The heads of all layers, in order.
     pub(crate) fn all_heads(&self) -> impl Iterator<Item = &HeadCache> {
         self.layers.iter().flat_map(LayerCache::heads)
@@ -224,9 +229,7 @@ impl HiraCache {
             self.layer_mut(layer)?.evict();
             let sequences = self.config.sequences;
             let new = lens.map_or(tokens * sequences, |lens| lens.iter().sum());
-            let requested = new * (self.bytes_per_token() / sequences);
-            let used = self.memory().total();
-            self.config.budget.check(used, requested)?;
+            self.check_budget(new * (self.bytes_per_token() / sequences))?;
         }
         if self.residency.is_active() {
             return self.append_to_tiers(layer, tokens, keys, values, lens);
@@ -263,6 +266,14 @@ impl HiraCache {
             }
             done += piece;
             self.residency.settle(&mut self.layers, layer, piece);
+        }
+        Ok(())
+    }
+
+    /// Whether the budget leaves so many bytes.
+    pub(crate) fn check_budget(&self, requested: usize) -> Result<(), CacheError> {
+        if self.config.budget.limit().is_some() {
+            self.config.budget.check(self.memory().total(), requested)?;
         }
         Ok(())
     }
@@ -311,6 +322,7 @@ impl HiraCache {
     ///
     /// [`CacheError::Sequence`] if there is no such sequence, [`CacheError::Evicted`] as for [`truncate`](Self::truncate); nothing is forgotten then.
     pub fn truncate_sequence(&mut self, sequence: usize, len: usize) -> Result<(), CacheError> {
+        self.check_on_host()?;
         check_sequences(self.config.sequences, &[sequence])?;
         for layer in &self.layers {
             layer.check_cut(sequence..sequence + 1, |_| len)?;
@@ -330,6 +342,7 @@ impl HiraCache {
         if len >= 0 {
             return self.truncate(len.unsigned_abs());
         }
+        self.check_on_host()?;
         let received = len.unsigned_abs();
         for layer in &self.layers {
             let short = layer
@@ -402,6 +415,7 @@ impl HiraCache {
                 received: order.len(),
             });
         }
+        self.check_on_host()?;
         check_sequences(sequences, order)?;
         if !order.iter().copied().eq(0..sequences) {
             self.layers
@@ -418,6 +432,7 @@ impl HiraCache {
     ///
     /// [`CacheError::Config`] if no sequence is named, [`CacheError::Sequence`] for one that does not exist.
     pub fn select(&mut self, sequences: &[usize]) -> Result<Self, CacheError> {
+        self.check_on_host()?;
         check_sequences(self.config.sequences, sequences)?;
         let mut config = self.config.clone();
         config.sequences = sequences.len();
@@ -476,6 +491,9 @@ impl HiraCache {
                     report.add(part, Tier::Disk, below);
                 }
             }
+        }
+        for store in self.layers.iter().filter_map(|layer| layer.device().get()) {
+            report.add_device(&store.memory());
         }
     }
 

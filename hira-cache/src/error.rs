@@ -2,7 +2,7 @@
 
 use hira_index::IndexError;
 use hira_kernels::Precision;
-use hira_memory::MemoryError;
+use hira_memory::{MemoryError, MemoryPolicy};
 
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +151,23 @@ pub enum CacheError {
         /// What came.
         received: usize,
     },
+    /// The layer is held by a device: what was asked for works on keys and values in main memory.
+    #[error(
+        "the layer is held by a device: expected one in main memory (memory_policy = \"all_host\")"
+    )]
+    OnDevice,
+    /// The device engine does not place a layer as the policy asks for.
+    #[error(
+        "memory_policy: expected \"all_device\", or \"all_host\" for the host engine, on this device, received {received:?}"
+    )]
+    DevicePolicy {
+        /// The policy, after what the pressure made of it.
+        received: MemoryPolicy,
+    },
+    /// The device engine refused.
+    #[cfg(feature = "burn")]
+    #[error(transparent)]
+    Device(#[from] hira_index::burn::DeviceEngineError),
     /// A tensor could not be read on the host.
     #[cfg(feature = "burn")]
     #[error(transparent)]

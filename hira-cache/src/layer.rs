@@ -2,15 +2,18 @@
 
 use std::ops::Range;
 
-use hira_index::IndexError;
+use hira_index::{DeviceSlot, IndexError};
 
 use crate::window::LayerWindow;
 use crate::{CacheConfig, CacheError, HeadCache, head::ValueFault};
 
 /// Keys and values of one layer, `sequences * kv_heads` heads; those of a sequence are of the same length.
+///
+/// A layer whose tensors live on a device is held there by the device engine, and its heads here are empty: see [`LayerCache::device`].
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     heads: Vec<HeadCache>,
+    device: DeviceSlot,
     kv_heads: usize,
     head_dim: usize,
     value_dim: usize,
@@ -25,6 +28,7 @@ impl LayerCache {
         let heads = (0..count).map(|_| HeadCache::new(config, window.map(|window| window.len)));
         Ok(Self {
             heads: heads.collect::<Result<_, _>>()?,
+            device: DeviceSlot::default(),
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             value_dim: config.value_dim,
@@ -47,12 +51,37 @@ impl LayerCache {
 
     /// Tokens of the longest sequence, those that were evicted included.
     pub fn len(&self) -> usize {
-        self.lens().max().unwrap_or(0)
+        match self.device.get() {
+            Some(store) => store.len(),
+            None => self.lens().max().unwrap_or(0),
+        }
     }
 
-    /// Tokens stored for each sequence.
+    /// Tokens that the host stores for each sequence.
     pub fn lens(&self) -> impl Iterator<Item = usize> {
         self.heads.iter().step_by(self.kv_heads).map(HeadCache::len)
+    }
+
+    /// What a device engine holds of the layer; empty where the host does.
+    pub fn device(&self) -> &DeviceSlot {
+        &self.device
+    }
+
+    /// The slot of the device engine.
+    pub fn device_mut(&mut self) -> &mut DeviceSlot {
+        &mut self.device
+    }
+
+    /// Refuses what only the host engine does to a layer that a device holds.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::OnDevice`].
+    pub fn check_on_host(&self) -> Result<(), CacheError> {
+        if self.device.is_taken() {
+            return Err(CacheError::OnDevice);
+        }
+        Ok(())
     }
 
     /// Whether no token is stored.
@@ -133,6 +162,7 @@ impl LayerCache {
         values: &[f32],
         lens: Option<&[usize]>,
     ) -> Result<usize, CacheError> {
+        self.check_on_host()?;
         let multiple = self.heads.len() * self.head_dim;
         if !keys.len().is_multiple_of(multiple) {
             return Err(CacheError::PartialToken {
@@ -151,14 +181,7 @@ impl LayerCache {
         }
         let count = self.counts(tokens, lens)?;
         for (sequence, stored) in self.lens().enumerate() {
-            let requested = count(sequence);
-            if requested > self.max_len.saturating_sub(stored) {
-                return Err(CacheError::Capacity {
-                    max_len: self.max_len,
-                    stored,
-                    requested,
-                });
-            }
+            self.check_positions(stored, count(sequence))?;
         }
         if tokens == 0 {
             return Ok(0);
@@ -224,6 +247,26 @@ impl LayerCache {
             }
         }
         Ok(move |sequence| lens.map_or(tokens, |lens| lens[sequence]))
+    }
+
+    /// Whether there are positions for so many new tokens of every sequence.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Capacity`].
+    pub fn check_room(&self, tokens: usize) -> Result<(), CacheError> {
+        self.check_positions(self.len(), tokens)
+    }
+
+    fn check_positions(&self, stored: usize, requested: usize) -> Result<(), CacheError> {
+        if requested > self.max_len.saturating_sub(stored) {
+            return Err(CacheError::Capacity {
+                max_len: self.max_len,
+                stored,
+                requested,
+            });
+        }
+        Ok(())
     }
 
     /// Appends new tokens to every head, or nothing.
@@ -340,6 +383,9 @@ impl LayerCache {
     /// [`CacheConfig::evict_slack`]. The layer is then unchanged.
     pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
         self.check_cut(0..self.sequences(), |_| len)?;
+        if let Some(store) = self.device.get_mut() {
+            store.truncate(len);
+        }
         for head in &mut self.heads {
             head.truncate(len);
         }
@@ -381,7 +427,11 @@ impl LayerCache {
     }
 
     fn with_heads(&self, heads: Vec<HeadCache>) -> Self {
-        Self { heads, ..*self }
+        Self {
+            heads,
+            device: self.device.clone(),
+            ..*self
+        }
     }
 
     /// Forks of the `sequences`, which exist, in this order.
@@ -415,6 +465,7 @@ impl LayerCache {
     }
 
     pub(crate) fn reset(&mut self) {
+        self.device.clear();
         for head in &mut self.heads {
             head.reset();
         }

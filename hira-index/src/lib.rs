@@ -30,6 +30,7 @@
 mod bound;
 mod builder;
 mod config;
+mod device;
 mod dump;
 mod error;
 mod index;
@@ -56,6 +57,7 @@ pub use builder::{
     KdAxis, KdTreeBuilder, RandomizedBuilder,
 };
 pub use config::{IndexConfig, SampleConfig};
+pub use device::{DeviceMemory, DeviceSlot, DeviceStore};
 pub use dump::KeyPath;
 pub use error::IndexError;
 pub use index::HierarchicalIndex;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{Part, Tier};
-use hira_index::IndexMemory;
+use hira_index::{DeviceMemory, IndexMemory};
 
 /// Bytes of one part on one tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,6 +43,13 @@ impl MemoryReport {
     pub fn of(&self, part: Part) -> usize {
         let of_part = self.entries.iter().filter(|entry| entry.part == part);
         of_part.map(|entry| entry.bytes).sum()
+    }
+
+    /// Adds what a device engine has allocated.
+    pub fn add_device(&mut self, memory: &DeviceMemory) {
+        self.add(Part::Sketch, Tier::Device, memory.sketch);
+        self.add(Part::Keys, Tier::Device, memory.keys);
+        self.add(Part::Values, Tier::Device, memory.values);
     }
 
     /// Adds `bytes` of `part` on `tier`.

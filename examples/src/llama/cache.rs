@@ -12,6 +12,8 @@ pub struct LlamaCache {
     /// Tokens processed: a processor of one's own may keep keys and values elsewhere.
     len: usize,
     metrics: Metrics,
+    /// Reports whose figures are still on a device.
+    pending: Vec<AttentionReport>,
 }
 
 /// A place to come back to.
@@ -27,6 +29,7 @@ impl LlamaCache {
             store,
             len: 0,
             metrics: Metrics::default(),
+            pending: Vec::new(),
         }
     }
 
@@ -91,8 +94,21 @@ impl LlamaCache {
         self.len += tokens;
     }
 
-    pub(super) fn record(&mut self, report: &AttentionReport) {
-        self.metrics.add(report);
+    pub(super) fn record(&mut self, report: AttentionReport) {
+        if report.is_pending() {
+            self.pending.push(report);
+        } else {
+            self.metrics.add(&report);
+        }
+    }
+
+    /// Reads what a device has to say about the layers of a pass: after all of them, so that none waits for it.
+    pub(super) fn settle(&mut self) -> Result<(), AttentionError> {
+        for mut report in self.pending.drain(..) {
+            report.fetch()?;
+            self.metrics.add(&report);
+        }
+        Ok(())
     }
 
     pub(super) fn mark(&self) -> Mark {
@@ -108,6 +124,7 @@ impl LlamaCache {
             self.store.reset();
             self.len = 0;
         }
+        self.pending.clear();
         self.metrics = mark.metrics;
     }
 }

@@ -374,7 +374,10 @@ impl<B: HiraBackend> Llama<B> {
         let before = cache.mark();
         let mut done = 0;
         for chunk in ids.chunks(chunk_len(ids.len())) {
-            let finished = self.layers(cache, chunk).and_then(&mut *finish);
+            let finished = self
+                .layers(cache, chunk)
+                .and_then(&mut *finish)
+                .and_then(|()| Ok(cache.settle()?));
             if let Err(error) = finished {
                 cache.rewind(before);
                 return Err(error);
@@ -404,7 +407,7 @@ impl<B: HiraBackend> Llama<B> {
         for (index, layer) in self.decoder.layers.iter().enumerate() {
             let (next, report) =
                 layer.forward(x, &pass, &*self.attention, cache.store_mut(), index)?;
-            cache.record(&report);
+            cache.record(report);
             x = next;
         }
         cache.add_len(len);

@@ -66,6 +66,7 @@ pub(super) fn save(
     folder: &Path,
     options: &SaveOptions,
 ) -> Result<SaveReport, PersistError> {
+    cache.check_on_host()?;
     let _writing = Writing::begin(folder)?;
     let base = Base::read(folder)?;
     let layout = Layout::of(cache.config());

@@ -2,10 +2,13 @@
 
 use burn::{
     backend::{Autodiff, autodiff::checkpoint::strategy::CheckpointStrategy},
-    tensor::{Shape, backend::AutodiffBackend, ops::FloatTensor},
+    tensor::{DType, Shape, backend::AutodiffBackend, ops::FloatTensor},
 };
 
-use super::{HiraBackend, HostAccessError};
+use super::{
+    DeviceAnswer, DeviceEngineError, DeviceLayout, DeviceStep, HiraBackend, HostAccessError,
+};
+use crate::DeviceStore;
 
 impl<B: HiraBackend, C: CheckpointStrategy> HiraBackend for Autodiff<B, C> {
     fn with_host<R>(
@@ -17,5 +20,35 @@ impl<B: HiraBackend, C: CheckpointStrategy> HiraBackend for Autodiff<B, C> {
 
     fn from_host(data: Vec<f32>, shape: Shape, device: &Self::Device) -> FloatTensor<Self> {
         Self::from_inner(B::from_host(data, shape, device))
+    }
+
+    fn device_store(
+        layout: &DeviceLayout,
+        element: DType,
+        device: &Self::Device,
+        sibling: Option<&dyn DeviceStore>,
+    ) -> Option<Result<Box<dyn DeviceStore>, DeviceEngineError>> {
+        B::device_store(layout, element, device, sibling)
+    }
+
+    fn device_append(
+        store: &mut dyn DeviceStore,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+    ) -> Result<(), DeviceEngineError> {
+        B::device_append(store, Self::inner(keys), Self::inner(values))
+    }
+
+    fn device_attend(
+        store: &mut dyn DeviceStore,
+        queries: FloatTensor<Self>,
+        step: &DeviceStep,
+    ) -> Result<DeviceAnswer<Self>, DeviceEngineError> {
+        let (out, record) = B::device_attend(store, Self::inner(queries), step)?;
+        Ok((Self::from_inner(out), record))
+    }
+
+    fn device_rows(store: &dyn DeviceStore) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
+        Ok(B::device_rows(store)?.map(Self::from_inner))
     }
 }

@@ -15,13 +15,20 @@ use burn::tensor::{
 mod autodiff;
 #[cfg(feature = "cube")]
 mod cube;
+mod device;
 #[cfg(feature = "flex")]
 mod flex;
 mod index;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 
+pub use device::{
+    DeviceAnswer, DeviceEngineError, DeviceHead, DeviceLayout, DeviceRecord, DeviceRule,
+    DeviceStep, device_append, device_attend, device_rows,
+};
 pub use index::TensorError;
+
+use crate::DeviceStore;
 
 /// Why a tensor could not be read on the host.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +62,17 @@ pub enum HostAccessError {
 ///     with_host(keys, |keys| keys.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 /// }
 /// ```
+///
+/// # Device engines
+///
+/// The methods that begin with `device` are those of an engine that keeps keys and values in the memory of the device and attends there.
+/// Backends through CubeCL have one; for the others [`HiraBackend::device_store`] gives `None`, and the host engine serves them. A backend
+/// with Burn's kernel fusion (`Fusion<B>`) does not implement this trait: build Burn without its feature `fusion`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no backend that Hira can run on",
+    note = "with Burn's feature `fusion` the CubeCL backends are wrapped into `Fusion`, which Hira does not support: leave that feature out",
+    note = "for a backend of your own: `impl HiraBackend for MyBackend {{}}`"
+)]
 pub trait HiraBackend: Backend {
     /// Calls `read` with the elements of `tensor` in row-major order, as `f32`.
     ///
@@ -86,6 +104,63 @@ pub trait HiraBackend: Backend {
             TensorData::new(data, shape).convert::<Self::FloatElem>(),
             device,
         )
+    }
+
+    /// An empty layer for tensors of this element type on `device`, or `None` if the backend has no device engine.
+    ///
+    /// `sibling` is another layer of the same cache: the two may share what a step needs for its time only.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceEngineError`] if the engine has no kernels for this layout.
+    fn device_store(
+        layout: &DeviceLayout,
+        element: DType,
+        device: &Self::Device,
+        sibling: Option<&dyn DeviceStore>,
+    ) -> Option<Result<Box<dyn DeviceStore>, DeviceEngineError>> {
+        let _ = (layout, element, device, sibling);
+        None
+    }
+
+    /// Stores `keys` `[B, Hkv, L, D]` and `values` `[B, Hkv, L, Dv]` after those that are there, without waiting for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceEngineError`]; the layer is then as it was.
+    fn device_append(
+        store: &mut dyn DeviceStore,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+    ) -> Result<(), DeviceEngineError> {
+        let _ = (store, keys, values);
+        Err(DeviceEngineError::NoEngine)
+    }
+
+    /// Attends to the layer's keys with `queries` `[B, Hq, 1, D]`, without waiting for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceEngineError`].
+    fn device_attend(
+        store: &mut dyn DeviceStore,
+        queries: FloatTensor<Self>,
+        step: &DeviceStep,
+    ) -> Result<DeviceAnswer<Self>, DeviceEngineError> {
+        let _ = (store, queries, step);
+        Err(DeviceEngineError::NoEngine)
+    }
+
+    /// The layer's exact keys `[B, Hkv, N, D]` and values `[B, Hkv, N, Dv]` as they are stored, where they lie.
+    ///
+    /// The tensors see what is stored later in the place of what [`DeviceStore::truncate`] forgot: use them before that.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceEngineError`].
+    fn device_rows(store: &dyn DeviceStore) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
+        let _ = store;
+        Err(DeviceEngineError::NoEngine)
     }
 }
 

@@ -57,7 +57,6 @@ impl Splits {
 }
 
 /// Number of splits, and keys of each.
-#[cfg(all(test, feature = "wgpu"))]
 pub(super) fn splits_of(shape: &DeviceShape, len: usize) -> (usize, usize) {
     let splits = Splits::new(shape, len);
     (splits.count, splits.keys())

@@ -8,6 +8,10 @@ use super::rows::{StridesLaunch, argument};
 use super::shape::{BLOCK, CHUNK, TILE};
 use super::{DeviceError, DeviceRows, DeviceShape};
 
+mod handles;
+
+pub use handles::DeviceBytes;
+
 /// The first append centres the sketch on the mean of its keys if it has at least as many.
 const CENTRE_FROM: usize = 64;
 

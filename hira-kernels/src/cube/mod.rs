@@ -51,7 +51,7 @@ mod workspace;
 
 pub use decode::{decode, decode_dense};
 pub use error::DeviceError;
-pub use layer::{DeviceFaults, DeviceLayer};
+pub use layer::{DeviceBytes, DeviceFaults, DeviceLayer};
 pub use rows::DeviceRows;
 pub use rule::{DecodeParams, DeviceCertificate, DeviceRule};
 pub use shape::DeviceShape;

@@ -13,6 +13,8 @@ use super::survivors::TAIL;
 use super::threshold::CUT;
 use super::{DeviceCertificate, DeviceError, DeviceShape};
 
+mod handles;
+
 /// Buffers of a decode step, for all layers of one shape: steps of one stream follow one another.
 ///
 /// # Complexity
