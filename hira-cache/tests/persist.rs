@@ -415,7 +415,7 @@ fn child(role: &str, folder: &Path) -> Command {
 /// The cache after `saves` steps of the child that saves in a loop.
 fn advance(cache: &mut HiraCache, step: u64) {
     if cache.len() > 300 {
-        cache.truncate(150);
+        cache.truncate(150).unwrap();
     }
     append(cache, step, 1 + (step % 23) as usize);
 }
