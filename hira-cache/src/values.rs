@@ -35,6 +35,8 @@ struct Run {
     /// Position of the first row.
     start: usize,
     rows: Arc<StoredVec>,
+    /// Whether the store had been forked where it begins: it may stay short, so it reserves little.
+    forked: bool,
 }
 
 /// Consecutive values, contiguous in memory.
@@ -161,6 +163,7 @@ impl ValueStore {
                 self.runs.push(Run {
                     start: self.len,
                     rows: Arc::new(StoredVec::new(self.precision)),
+                    forked: self.frozen,
                 });
                 self.frozen = false;
             }
@@ -170,7 +173,11 @@ impl ValueStore {
             let mut is_piece = false;
             if let Some(run) = self.runs.last_mut() {
                 is_piece = !run.start.is_multiple_of(self.run_len);
-                let least = if is_piece { FORKED_ROWS } else { RESERVE_ROWS };
+                let least = if run.forked {
+                    FORKED_ROWS
+                } else {
+                    RESERVE_ROWS
+                };
                 let run = Arc::make_mut(&mut run.rows);
                 let free = run.capacity() - run.len();
                 if free < now.len() {
@@ -208,13 +215,18 @@ impl ValueStore {
         self.runs.push(Run {
             start,
             rows: Arc::new(rows),
+            forked: false,
         });
     }
 
     /// Ends the last run, so that forks go on in runs of their own and share all of this one. Runs that were ended so before, and are not
     /// much longer, become one with it.
     pub(crate) fn freeze(&mut self) {
-        if self.frozen || self.len.is_multiple_of(self.run_len) {
+        if self.frozen || self.is_empty() {
+            return;
+        }
+        self.frozen = true;
+        if self.len.is_multiple_of(self.run_len) {
             return;
         }
         let least = self.first_piece();
@@ -231,7 +243,6 @@ impl ValueStore {
         {
             rows.shrink_to_fit();
         }
-        self.frozen = true;
     }
 
     /// Forgets the rows from `len` on.
