@@ -8,8 +8,8 @@ use hira_search::{SearchError, call_with_rayon};
 use hira_threshold::ThresholdRule;
 
 use crate::{
-    AttentionReport, Certificate, HeadPlan, HeadReport, HostAttention,
-    engine::Call,
+    Certificate, HeadPlan, HeadReport, HostAttention,
+    engine::{Answers, Call},
     planner::{self, Step},
     promise,
     report::RowBytes,
@@ -27,13 +27,15 @@ const WIDENINGS: u32 = 2;
 impl HostAttention {
     /// The tokens of a decode step, on the calling thread and on those workers of rayon's pool that are free: whole KV heads first, then
     /// queries and ranges of those that are still under way, so that three heads divide evenly among two threads.
+    ///
+    /// Each head's tokens come after those that it held before; heads of which `has_new` is false have none.
     pub(crate) fn attend_heads(
         &self,
         call: Call,
         q: &[f32],
+        has_new: impl Fn(usize) -> bool + Sync,
         heads: &mut [HeadCache],
-        out: &mut [f32],
-        report: &mut AttentionReport,
+        answers: Answers<'_>,
     ) -> Result<(), SearchError> {
         let group = call.group * call.tokens;
         let row = size_of::<f32>() * (call.dim + call.value_dim);
@@ -43,15 +45,22 @@ impl HostAttention {
         let tasks = heads
             .iter_mut()
             .zip(q.chunks_exact(group * call.dim))
-            .zip(out.chunks_exact_mut(group * call.value_dim))
-            .zip(report.heads.chunks_exact_mut(call.group))
-            .zip(report.certificates.chunks_exact_mut(group));
+            .zip(answers.out.chunks_exact_mut(group * call.value_dim))
+            .zip(answers.heads.chunks_exact_mut(call.group))
+            .zip(answers.certificates.chunks_exact_mut(group));
         let failed = OnceLock::new();
         self.pool.with_team(|team| {
             call_with_rayon(team, helpers, |team| {
                 team.for_each(
-                    tasks,
-                    |((((head, queries), out), reports), certificates)| {
+                    tasks.enumerate(),
+                    |(i, ((((head, queries), out), reports), certificates))| {
+                        if !has_new(i) {
+                            return;
+                        }
+                        let call = Call {
+                            before: head.len() - call.tokens,
+                            ..call
+                        };
                         let found = (out, reports, certificates);
                         let done = self.pool.with(|scratch| {
                             self.attend_tokens(call, queries, head, team, scratch, found)

@@ -11,7 +11,8 @@ use hira_search::{HalfspaceSearcher, SearchConfig, SearchError};
 use hira_threshold::ThresholdRule;
 
 use crate::{
-    AttentionError, AttentionReport, ConfigError, HiraAttentionConfig, PlanPolicy,
+    AttentionError, AttentionReport, Certificate, ConfigError, HeadReport, HiraAttentionConfig,
+    PlanPolicy,
     certificate::Premises,
     dense::{self, DenseStep},
     prefill::TilePrefill,
@@ -52,7 +53,7 @@ pub struct HostAttention {
 pub(crate) struct Call {
     pub(crate) tokens: usize,
     pub(crate) group: usize,
-    /// Keys stored before the call.
+    /// Keys stored before the call, of the longest sequence where they differ.
     pub(crate) before: usize,
     /// Keys that a query sees at most: those of the layer's window, or `usize::MAX`.
     pub(crate) window: usize,
@@ -67,6 +68,13 @@ impl Call {
         let visible = self.before + token + 1;
         visible.saturating_sub(self.window)..visible
     }
+}
+
+/// Where the answers of some query heads go: `[rows, L, Dv]`, one report a row, certificates `[rows, L]`.
+pub(crate) struct Answers<'a> {
+    pub(crate) out: &'a mut [f32],
+    pub(crate) heads: &'a mut [HeadReport],
+    pub(crate) certificates: &'a mut [Certificate],
 }
 
 impl HostAttention {
@@ -142,19 +150,75 @@ impl HostAttention {
         out: &mut [f32],
         report: &mut AttentionReport,
     ) -> Result<(), AttentionError> {
-        let call = self.check(heads, q, k, cache, layer, out)?;
+        self.forward(heads, [q, k, v], None, cache, layer, out, report)
+    }
+
+    /// As [`forward_into`](Self::forward_into) for sequences with different numbers of new tokens: the first `lens[b]` of the `L` tokens of
+    /// sequence `b` are new, the others are padding. Padding is neither read nor stored, its outputs are zeros, and reports leave it out.
+    ///
+    /// A sequence's answers are those that it gets alone, bit for bit. With `lens` of 0 and 1 some sequences of a batch decode while others
+    /// have ended. Sequences that were given different lengths so need no `lens` where each has `L` new tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_into`](Self::forward_into), and [`CacheError`](hira_cache::CacheError) if `lens` does not fit.
+    #[expect(clippy::too_many_arguments)]
+    pub fn forward_ragged_into(
+        &self,
+        heads: usize,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        lens: &[usize],
+        cache: &mut HiraCache,
+        layer: usize,
+        out: &mut [f32],
+    ) -> Result<AttentionReport, AttentionError> {
+        let mut report = AttentionReport::new(layer, 0);
+        self.forward(heads, [q, k, v], Some(lens), cache, layer, out, &mut report)?;
+        Ok(report)
+    }
+
+    #[expect(clippy::too_many_arguments)]
+    fn forward(
+        &self,
+        heads: usize,
+        [q, k, v]: [&[f32]; 3],
+        lens: Option<&[usize]>,
+        cache: &mut HiraCache,
+        layer: usize,
+        out: &mut [f32],
+        report: &mut AttentionReport,
+    ) -> Result<(), AttentionError> {
+        let call = self.check(heads, q, k, lens, cache, layer, out)?;
         let start = self.measures_time().then(Instant::now);
-        cache.append(layer, k, v)?;
+        match lens {
+            Some(lens) => cache.append_lens(layer, k, v, lens)?,
+            None => cache.append(layer, k, v)?,
+        }
         let append = start.map_or(Duration::ZERO, |start| start.elapsed());
         let layer_cache = cache.layer_mut(layer)?;
         let rows = heads * layer_cache.sequences();
-        report.reset(layer, call.before + call.tokens, rows, call.tokens);
+        report.reset(layer, layer_cache.len(), rows, call.tokens);
         report.append = append;
         if call.tokens > 0 {
-            let attended = self.attend(call, q, layer_cache.heads_mut(), out, report);
+            let kv_heads = layer_cache.kv_heads();
+            let answers = Answers {
+                out,
+                heads: &mut report.heads,
+                certificates: &mut report.certificates,
+            };
+            let attended = if are_alike(layer_cache, call, lens) {
+                self.attend(call, q, layer_cache.heads_mut(), answers)
+            } else {
+                self.attend_ragged(call, q, lens, kv_heads, layer_cache.heads_mut(), answers)
+            };
             if let Err(error) = attended {
-                // Nothing that a query after `before` sees was evicted, so this is not refused.
-                layer_cache.truncate(call.before)?;
+                // Nothing that a query before the new tokens sees was evicted.
+                for (i, head) in layer_cache.heads_mut().iter_mut().enumerate() {
+                    let new = lens.map_or(call.tokens, |lens| lens[i / kv_heads]);
+                    head.forget_last(new);
+                }
                 return Err(error.into());
             }
         }
@@ -162,12 +226,76 @@ impl HostAttention {
         Ok(())
     }
 
+    /// Sequences of different lengths: each as if it were alone.
+    fn attend_ragged(
+        &self,
+        call: Call,
+        q: &[f32],
+        lens: Option<&[usize]>,
+        kv_heads: usize,
+        heads: &mut [HeadCache],
+        answers: Answers<'_>,
+    ) -> Result<(), SearchError> {
+        if call.tokens == 1 {
+            // one step for all of them, so that threads find as much to do
+            answers.out.fill(0.0);
+            let has_new = |i: usize| lens.is_none_or(|lens| lens[i / kv_heads] > 0);
+            return self.attend_heads(call, q, has_new, heads, answers);
+        }
+        let rows = kv_heads * call.group;
+        let (mut queries, mut out, mut certificates) = (Vec::new(), Vec::new(), Vec::new());
+        for (b, heads) in heads.chunks_exact_mut(kv_heads).enumerate() {
+            let tokens = lens.map_or(call.tokens, |lens| lens[b]);
+            let alone = Call {
+                tokens,
+                before: heads.first().map_or(0, HeadCache::len) - tokens,
+                ..call
+            };
+            let of_sequence = b * rows..(b + 1) * rows;
+            let length = call.tokens * call.value_dim;
+            let padded = &mut answers.out[of_sequence.start * length..of_sequence.end * length];
+            padded.fill(0.0);
+            if tokens == 0 {
+                continue;
+            }
+            // without the padding
+            queries.clear();
+            for row in of_sequence.clone() {
+                let first = row * call.tokens * call.dim;
+                queries.extend_from_slice(&q[first..first + tokens * call.dim]);
+            }
+            out.clear();
+            out.resize(rows * tokens * call.value_dim, 0.0);
+            certificates.clear();
+            certificates.resize(rows * tokens, Certificate::default());
+            let found = Answers {
+                out: &mut out,
+                heads: &mut answers.heads[of_sequence.clone()],
+                certificates: &mut certificates,
+            };
+            self.attend(alone, &queries, heads, found)?;
+            let found = out.chunks_exact(tokens * call.value_dim);
+            for (padded, found) in padded.chunks_exact_mut(length).zip(found) {
+                padded[..found.len()].copy_from_slice(found);
+            }
+            let padded = &mut answers.certificates
+                [of_sequence.start * call.tokens..of_sequence.end * call.tokens];
+            let found = certificates.chunks_exact(tokens);
+            for (padded, found) in padded.chunks_exact_mut(call.tokens).zip(found) {
+                padded[..tokens].copy_from_slice(found);
+            }
+        }
+        Ok(())
+    }
+
     /// Everything about shapes and queries; keys and values are checked by the cache.
+    #[expect(clippy::too_many_arguments)]
     fn check(
         &self,
         heads: usize,
         q: &[f32],
         k: &[f32],
+        lens: Option<&[usize]>,
         cache: &HiraCache,
         layer: usize,
         out: &[f32],
@@ -193,7 +321,9 @@ impl HostAttention {
                 });
             }
         }
-        self.check_queries(heads, q, tokens, cache)?;
+        // Without `lens`, or with what the cache is about to refuse, every row is looked at.
+        let lens = lens.filter(|lens| lens.len() == sequences);
+        self.check_queries(heads, q, tokens, lens, cache)?;
         Ok(call)
     }
 
@@ -222,12 +352,13 @@ impl HostAttention {
         })
     }
 
-    /// Checks that `q` is `[B, heads, tokens, D]`, finite, and not too long to score.
+    /// Checks that `q` is `[B, heads, tokens, D]`, finite, and not too long to score, but for padding.
     pub(crate) fn check_queries(
         &self,
         heads: usize,
         q: &[f32],
         tokens: usize,
+        lens: Option<&[usize]>,
         cache: &LayerCache,
     ) -> Result<(), AttentionError> {
         let expected = cache.sequences() * heads * tokens * cache.head_dim();
@@ -244,6 +375,9 @@ impl HostAttention {
             }
             let (sequence, head) = (i / (heads * tokens), i / tokens % heads);
             let token = i % tokens;
+            if lens.is_some_and(|lens| token >= lens[sequence]) {
+                continue;
+            }
             return Err(match row.iter().position(|element| !element.is_finite()) {
                 Some(column) => AttentionError::NonFiniteQuery {
                     sequence,
@@ -287,12 +421,11 @@ impl HostAttention {
         call: Call,
         q: &[f32],
         heads: &mut [HeadCache],
-        out: &mut [f32],
-        report: &mut AttentionReport,
+        mut answers: Answers<'_>,
     ) -> Result<(), SearchError> {
         let block = self.dense_prefix(call);
         if block > 0 {
-            self.attend_block(call, block, q, heads, out, report);
+            self.attend_block(call, block, q, heads, &mut answers);
         }
         if block == call.tokens {
             return Ok(());
@@ -310,10 +443,14 @@ impl HostAttention {
                 before: call.before,
                 window: call.window,
             };
-            let (certificates, reports) = (&mut report.certificates, &mut report.heads);
+            let Answers {
+                out,
+                heads: reports,
+                certificates,
+            } = answers;
             return tiles.attend(block, q, heads, out, certificates, reports);
         }
-        self.attend_heads(call, q, heads, out, report)
+        self.attend_heads(call, q, |_| true, heads, answers)
     }
 
     /// The first `block` tokens, densely, for every head.
@@ -323,8 +460,7 @@ impl HostAttention {
         block: usize,
         q: &[f32],
         heads: &[HeadCache],
-        out: &mut [f32],
-        report: &mut AttentionReport,
+        answers: &mut Answers<'_>,
     ) {
         let start = self.measures_time().then(Instant::now);
         dense::prefill(
@@ -339,13 +475,13 @@ impl HostAttention {
                 window: call.window,
             },
             q,
-            out,
+            answers.out,
         );
-        if let (Some(start), Some(first)) = (start, report.heads.first_mut()) {
+        if let (Some(start), Some(first)) = (start, answers.heads.first_mut()) {
             first.times.values += start.elapsed();
         }
-        let certificates = report.certificates.chunks_exact_mut(call.tokens);
-        for (i, (report, certificates)) in report.heads.iter_mut().zip(certificates).enumerate() {
+        let certificates = answers.certificates.chunks_exact_mut(call.tokens);
+        for (i, (report, certificates)) in answers.heads.iter_mut().zip(certificates).enumerate() {
             let head = &heads[i / call.group];
             let premises = premises(call, head);
             let rows = &q[i * call.tokens * call.dim..(i + 1) * call.tokens * call.dim];
@@ -389,6 +525,13 @@ impl HostAttention {
             value_dim: call.value_dim,
         }
     }
+}
+
+/// Whether every sequence has as many keys and as many new tokens as the others.
+fn are_alike(layer: &LayerCache, call: Call, lens: Option<&[usize]>) -> bool {
+    let all = call.before + call.tokens;
+    let new = |lens: &[usize]| lens.iter().all(|&len| len == call.tokens);
+    layer.lens().all(|len| len == all) && lens.is_none_or(new)
 }
 
 fn premises(call: Call, head: &HeadCache) -> Premises {

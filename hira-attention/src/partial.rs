@@ -158,17 +158,15 @@ impl HostAttention {
         let cache = cache.layer(layer)?;
         cache.check_on_host()?;
         let Range { start, end } = keys.positions;
-        if start > end || end > cache.len() || start < cache.evicted() && start < end {
-            return Err(AttentionError::Positions {
-                start,
-                end,
-                stored: cache.len(),
-            });
+        // in every sequence
+        let stored = cache.lens().min().unwrap_or(0);
+        if start > end || end > stored || start < cache.evicted() && start < end {
+            return Err(AttentionError::Positions { start, end, stored });
         }
         let row = cache.sequences() * heads * cache.head_dim();
         let tokens = q.len() / row.max(1);
         let call = self.call(heads, tokens, cache)?;
-        self.check_queries(heads, q, tokens, cache)?;
+        self.check_queries(heads, q, tokens, None, cache)?;
         Ok(call)
     }
 

@@ -288,6 +288,11 @@ impl HeadCache {
         self.means.evict(evicted);
     }
 
+    /// Forgets the last `tokens` tokens: what an attention takes back when it fails after it has stored them.
+    pub fn forget_last(&mut self, tokens: usize) {
+        self.truncate(self.len().saturating_sub(tokens));
+    }
+
     /// A head of the same keys and values that shares the memory of all of them. What searches remember does not go with it.
     pub(crate) fn fork(&mut self) -> Self {
         self.values.freeze();

@@ -36,6 +36,8 @@ struct Run {
     /// Position of the first row.
     start: usize,
     rows: Arc<StoredRows>,
+    /// Whether the store had been forked where it begins: it may stay short, so it reserves little.
+    forked: bool,
     /// What it has been saved as, once it takes no more rows.
     saved: Arc<OnceLock<u128>>,
 }
@@ -45,6 +47,7 @@ impl Run {
         Self {
             start,
             rows: Arc::new(rows),
+            forked: false,
             saved: Arc::default(),
         }
     }
@@ -250,8 +253,10 @@ impl ValueStore {
     pub(crate) fn append(&mut self, mut rows: &[f32]) {
         while !rows.is_empty() {
             if self.frozen || self.len.is_multiple_of(self.run_len) {
-                self.runs
-                    .push(Run::new(self.len, StoredRows::new(self.precision)));
+                self.runs.push(Run {
+                    forked: self.frozen,
+                    ..Run::new(self.len, StoredRows::new(self.precision))
+                });
                 self.frozen = false;
             }
             let room = self.run_len - self.len % self.run_len;
@@ -260,7 +265,11 @@ impl ValueStore {
             let mut is_piece = false;
             if let Some(run) = self.runs.last_mut() {
                 is_piece = !run.start.is_multiple_of(self.run_len);
-                let least = if is_piece { FORKED_ROWS } else { RESERVE_ROWS };
+                let least = if run.forked {
+                    FORKED_ROWS
+                } else {
+                    RESERVE_ROWS
+                };
                 let run = Arc::make_mut(&mut run.rows).to_mut();
                 let free = run.capacity() - run.len();
                 if free < now.len() {
@@ -314,7 +323,11 @@ impl ValueStore {
     /// Ends the last run, so that forks go on in runs of their own and share all of this one. Runs that were ended so before, and are not
     /// much longer, become one with it.
     pub(crate) fn freeze(&mut self) {
-        if self.frozen || self.len.is_multiple_of(self.run_len) {
+        if self.frozen || self.is_empty() {
+            return;
+        }
+        self.frozen = true;
+        if self.len.is_multiple_of(self.run_len) {
             return;
         }
         let least = self.first_piece();
@@ -332,7 +345,6 @@ impl ValueStore {
         {
             rows.to_mut().shrink_to_fit();
         }
-        self.frozen = true;
     }
 
     /// Forgets the rows from `len` on, none of which was evicted.

@@ -56,6 +56,12 @@ impl Candidates {
         self.slots.is_empty()
     }
 
+    fn reserve(&mut self, candidates: usize) {
+        self.slots.reserve(candidates);
+        self.lower.reserve(candidates);
+        self.upper.reserve(candidates);
+    }
+
     pub(crate) fn push(&mut self, slot: u32, lower: f32, upper: f32) {
         self.slots.push(slot);
         self.lower.push(lower);
@@ -432,6 +438,11 @@ impl Kernel {
         base: u32,
         mut sinks: [Sink<'_>; G],
     ) {
+        // Every key of the block may be a candidate: with room for all of them, what is allocated in the course of a decode does not depend on the
+        // kernel, and soon is nothing.
+        for sink in &mut sinks {
+            sink.out.reserve((block.len() + 1) * TILE);
+        }
         dispatch!(self, scan_block(block, cuts, queries, g, base, &mut sinks));
     }
 }
