@@ -228,20 +228,37 @@ fn rows_lie_where_the_report_says() {
 #[test]
 fn adaptive_brings_back_what_steps_read() {
     let folder = tempfile::tempdir().unwrap();
-    let (config, _, mut cache) = long(MemoryPolicy::Adaptive { target_usage: 1.0 }, folder.path());
-    let attention = config.with_plan(PlanPolicy::Sparse).init_host().unwrap();
-    let segment_on_disk = |cache: &HiraCache| {
-        let head = &cache.layer(0).unwrap().heads()[0];
-        let mut segments = head.index().segments();
-        segments.position(|segment| segment.rows().is_on_disk())
+    // Room for what is pinned or open, and for more.
+    let config = HiraAttentionConfig {
+        memory_policy: MemoryPolicy::Adaptive { target_usage: 1.0 },
+        ..config()
     };
-    let wanted = segment_on_disk(&cache).expect("not all fit");
-    // Queries that point to the keys of that segment.
-    let head = &cache.layer(0).unwrap().heads()[0];
-    let key = head.index().key(wanted * SEGMENT + 5).unwrap().widened();
-    let query: Vec<f32> = (0..HEADS)
-        .flat_map(|_| key.iter().map(|x| 20.0 * x))
-        .collect();
+    let placed = tiered(&config, folder.path(), 6 * LEAST);
+    let mut cache = placed.init_cache(shape(2000)).unwrap();
+    // Queries point to the keys of the third segment.
+    let wanted = 2;
+    let mut rng = StdRng::seed_from_u64(7);
+    for layer in 0..2 {
+        let [mut keys, values] = [(); 2].map(|()| rows(&mut rng, KV_HEADS * 10 * SEGMENT));
+        for head in keys.chunks_exact_mut(10 * SEGMENT * DIM) {
+            let segment = head.chunks_exact_mut(SEGMENT * DIM).nth(wanted).unwrap();
+            segment.iter_mut().step_by(DIM).for_each(|x| *x += 4.0);
+        }
+        cache.append(layer, &keys, &values).unwrap();
+    }
+    let mut query = vec![0.0; HEADS * DIM];
+    query.iter_mut().step_by(DIM).for_each(|x| *x = 20.0);
+    let attention = config.with_plan(PlanPolicy::Sparse).init_host().unwrap();
+    let is_on_disk = |cache: &HiraCache| {
+        let heads = cache.layer(0).unwrap().heads();
+        let segments = heads
+            .iter()
+            .map(|head| head.index().segment(wanted).unwrap());
+        segments
+            .map(|segment| segment.rows().is_on_disk())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(is_on_disk(&cache), [true; KV_HEADS]);
     let small = vec![1e-3; KV_HEADS * DIM];
     let mut out = vec![0.0; HEADS * DIM];
     for _ in 0..600 {
@@ -255,8 +272,7 @@ fn adaptive_brings_back_what_steps_read() {
         statistics.disk_rows > 0 && statistics.hits > 0,
         "{statistics:?}"
     );
-    let head = &cache.layer(0).unwrap().heads()[0];
-    assert!(!head.index().segment(wanted).unwrap().rows().is_on_disk());
+    assert_eq!(is_on_disk(&cache), [false; KV_HEADS]);
 }
 
 fn refusal(cache: &mut HiraCache, tokens: usize) -> MemoryError {

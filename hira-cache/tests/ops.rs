@@ -143,7 +143,7 @@ proptest! {
                     prop_assert_eq!(append(cache, naive, tokens).is_ok(), fits);
                 }
                 Op::Truncate(len) => {
-                    cache.truncate(len);
+                    cache.truncate(len).unwrap();
                     naive.iter_mut().for_each(|tokens| tokens.truncate(len));
                 }
                 Op::TruncateSequence(sequence, len) => {

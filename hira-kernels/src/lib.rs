@@ -106,7 +106,7 @@ pub use prefetch::prefetch;
 pub use product::{MAX_SUBVECTORS, ProductShape, ProductTables, ProductView};
 pub use query::{QueryGroup, SegmentOffsets};
 pub use region::{Backing, Region, RowReads};
-pub use rows::{StoredRows, bytes_of};
+pub use rows::StoredRows;
 pub use scan::{Candidates, ScanQuery};
 pub use sketch::{Line, SketchView, tile_lines};
 pub use softmax::SoftmaxState;

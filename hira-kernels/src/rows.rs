@@ -134,7 +134,7 @@ impl StoredRows {
     pub fn move_to_region(&mut self) -> io::Result<()> {
         if let Rows::Owned(values) = &self.rows {
             let rows = RegionRows {
-                region: Arc::new(Region::from_bytes(bytes_of(values.as_slice()))?),
+                region: Arc::new(Region::from_bytes(values.as_slice().as_bytes())?),
                 start: 0,
                 len: values.len(),
                 precision: values.precision(),
@@ -223,31 +223,20 @@ impl RegionRows {
         let (start, len) = (bytes.as_ptr(), self.len);
         debug_assert!(start.addr().is_multiple_of(self.precision.bytes()));
         match self.precision {
-            // SAFETY: `in_region` and `move_to_region` checked that the address is a multiple of the size; every pattern of bits is an `f32`.
             Precision::F32 => {
+                // SAFETY: `in_region` and `move_to_region` checked that the address is a multiple of the size; every pattern of bits is an `f32`.
                 StoredSlice::F32(unsafe { std::slice::from_raw_parts(start.cast::<f32>(), len) })
             }
-            // SAFETY: as above; every pattern of bits is an `f16`.
             Precision::F16 => {
+                // SAFETY: as above; every pattern of bits is an `f16`.
                 StoredSlice::F16(unsafe { std::slice::from_raw_parts(start.cast::<f16>(), len) })
             }
-            // SAFETY: as above; every pattern of bits is a `bf16`.
             Precision::Bf16 => {
+                // SAFETY: as above; every pattern of bits is a `bf16`.
                 StoredSlice::Bf16(unsafe { std::slice::from_raw_parts(start.cast::<bf16>(), len) })
             }
         }
     }
-}
-
-/// The bytes of stored values, as they are in memory.
-pub fn bytes_of(values: StoredSlice<'_>) -> &[u8] {
-    let (start, len): (*const u8, usize) = match values {
-        StoredSlice::F32(values) => (values.as_ptr().cast(), size_of_val(values)),
-        StoredSlice::F16(values) => (values.as_ptr().cast(), size_of_val(values)),
-        StoredSlice::Bf16(values) => (values.as_ptr().cast(), size_of_val(values)),
-    };
-    // SAFETY: a slice of numbers without padding, borrowed for as long.
-    unsafe { std::slice::from_raw_parts(start, len) }
 }
 
 fn owned(values: StoredSlice<'_>) -> StoredVec {

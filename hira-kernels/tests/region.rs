@@ -166,7 +166,7 @@ fn rows_are_the_same_owned_and_in_a_region() {
         let mut rows = StoredRows::from(owned.clone());
         rows.move_to_region().unwrap();
         let region = Arc::clone(rows.region().unwrap());
-        let bytes = hira_kernels::bytes_of(owned.as_slice());
+        let bytes = owned.as_slice().as_bytes();
         region
             .set_backing(Backing::new(file_of(0, bytes), 0))
             .unwrap();
