@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use bytesize::ByteSize;
 use clap::{ArgGroup, Parser, ValueEnum};
 use hira_attention::HiraAttentionConfig;
 use hira_threshold::ThresholdRule;
@@ -10,7 +11,8 @@ use hira_threshold::ThresholdRule;
 use crate::device::DeviceName;
 use crate::fetch::SMOLLM2;
 use crate::llama::{AttentionChoice, WeightPrecision};
-use crate::weights::RopeStretch;
+use crate::saved::spill;
+use crate::weights::{ModelConfig, RopeStretch};
 
 /// Run a Llama, Mistral or Qwen2 model with dense or with Hira attention.
 ///
@@ -79,6 +81,19 @@ pub struct Arguments {
     /// twice as many positions; none=F leaves the positions as they are.
     #[arg(long, value_name = "KIND=F")]
     pub rope_scaling: Option<RopeStretch>,
+    /// Begin with the keys and values that were saved here: what the prompt shares with their tokens is not computed again. The folder has to be one of the same
+    /// model and the same index.
+    #[arg(long, value_name = "FOLDER")]
+    pub load_cache: Option<PathBuf>,
+    /// Save keys and values here at the end: what the folder holds already is not written again.
+    #[arg(long, value_name = "FOLDER")]
+    pub save_cache: Option<PathBuf>,
+    /// Most bytes of keys and values in main memory, as in 200MB or 1GiB: see --kv-tier.
+    #[arg(long, value_name = "BYTES")]
+    pub kv_budget: Option<ByteSize>,
+    /// Where keys and values go for which the budget has no room.
+    #[arg(long, value_enum, default_value_t = KvTier::Host, requires = "kv_budget")]
+    pub kv_tier: KvTier,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
@@ -104,6 +119,15 @@ impl AttentionName {
             Self::Hira => "hira",
         }
     }
+}
+
+/// The `--kv-tier` argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvTier {
+    /// Nowhere: the budget is for everything that a cache takes, and a token too many is an error.
+    Host,
+    /// To a file without a name in the folder for temporary files; the budget is for exact keys and values.
+    Disk,
 }
 
 /// What the prompt is made of.
@@ -132,6 +156,7 @@ impl Arguments {
                 (self.top_k_keys.is_some(), "--top-k-keys"),
                 (self.percentile.is_some(), "--percentile"),
                 (self.threshold.is_some(), "--threshold"),
+                (self.kv_budget.is_some(), "--kv-budget"),
             ];
             if let Some((_, option)) = given.iter().find(|(is_given, _)| *is_given) {
                 bail!("{option} has no meaning with --attention dense");
@@ -157,6 +182,21 @@ impl Arguments {
         }
         config.validate()?;
         Ok(AttentionChoice::Hira(Box::new(config)))
+    }
+
+    /// The attention with the limits on keys and values that the arguments describe, for this model.
+    pub fn bounded(&self, attention: AttentionChoice, model: &ModelConfig) -> AttentionChoice {
+        match (attention, self.kv_budget) {
+            (AttentionChoice::Hira(mut config), Some(budget)) => {
+                let bytes = usize::try_from(budget.as_u64()).unwrap_or(usize::MAX);
+                match self.kv_tier {
+                    KvTier::Host => config.memory_budget = Some(bytes),
+                    KvTier::Disk => *config = spill(*config, bytes, &std::env::temp_dir(), model),
+                }
+                AttentionChoice::Hira(config)
+            }
+            (attention, _) => attention,
+        }
     }
 
     /// The prompt that the arguments describe.

@@ -26,6 +26,7 @@ pub mod llama;
 mod palette;
 pub mod program;
 pub mod sampler;
+pub mod saved;
 mod threads;
 pub mod tokenizer;
 pub mod weights;

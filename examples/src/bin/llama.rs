@@ -14,6 +14,7 @@ use hira_examples::device::{OnDevice, run_on};
 use hira_examples::generate::{GenerateOptions, Generation, check_context, generate};
 use hira_examples::llama::{AttentionChoice, Llama, LlamaCache};
 use hira_examples::sampler::{Sampler, top};
+use hira_examples::saved::{self, fingerprint};
 use hira_examples::tokenizer::ChatTokenizer;
 use hira_examples::weights::{ModelFile, WeightSource};
 use hira_examples::{fetch, program};
@@ -144,7 +145,8 @@ impl OnDevice for Session {
         bar.finish_and_clear();
         let load = begin.elapsed();
         model.set_weights(self.arguments.weights)?;
-        model.set_attention(self.attention.clone())?;
+        let attention = self.attention.clone();
+        model.set_attention(self.arguments.bounded(attention, self.source.config()))?;
         match std::mem::replace(&mut self.start, Start::Conversation) {
             Start::Tokens(ids) => self.answer(&model, &ids, load),
             Start::Conversation => self.converse(&model),
@@ -160,8 +162,14 @@ impl Session {
         prompt: &[u32],
         load: Duration,
     ) -> anyhow::Result<()> {
-        let mut cache = model.new_cache((prompt.len() + self.options.max_new).max(1))?;
-        let (generation, text) = self.stream(model, &mut cache, prompt, prompt)?;
+        // what is loaded may be longer than what is kept of it
+        let room = match self.arguments.load_cache {
+            Some(_) => model.config().max_position_embeddings,
+            None => prompt.len() + self.options.max_new,
+        };
+        let (mut cache, kept) = self.first_cache(model, room.max(1), prompt)?;
+        let (generation, text) = self.stream(model, &mut cache, &prompt[kept..], prompt)?;
+        self.keep(&cache, &[prompt, &generation.tokens].concat())?;
         if self.arguments.json {
             let report = self.report(&cache, prompt, &generation, text, load);
             writeln!(stdout(), "{}", serde_json::to_string(&report)?)?;
@@ -171,9 +179,55 @@ impl Session {
         Ok(())
     }
 
+    /// A cache for so many tokens, with those that a saved one shares with the prompt if there is one, and their number.
+    fn first_cache<B: HiraBackend>(
+        &self,
+        model: &Llama<B>,
+        room: usize,
+        prompt: &[u32],
+    ) -> anyhow::Result<(LlamaCache, usize)> {
+        let empty = model.new_cache(room)?;
+        let Some(folder) = &self.arguments.load_cache else {
+            return Ok((empty, 0));
+        };
+        let begin = Instant::now();
+        let model = fingerprint(&self.source)?;
+        let (cache, kept) = saved::load(&empty, prompt, &model, folder)
+            .with_context(|| format!("cannot use {}", folder.display()))?;
+        let took = begin.elapsed().as_secs_f64() * 1e3;
+        tell(&format!(
+            "{kept} of {} tokens from {} in {took:.0} ms",
+            prompt.len(),
+            folder.display()
+        ));
+        Ok((cache, kept))
+    }
+
+    /// Saves the cache, which stands for the first of `tokens`, if that is wanted.
+    fn keep(&self, cache: &LlamaCache, tokens: &[u32]) -> anyhow::Result<()> {
+        let Some(folder) = &self.arguments.save_cache else {
+            return Ok(());
+        };
+        let begin = Instant::now();
+        let tokens = &tokens[..cache.len().min(tokens.len())];
+        let report = saved::save(cache, tokens, &fingerprint(&self.source)?, folder)
+            .with_context(|| format!("cannot save to {}", folder.display()))?;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        tell(&format!(
+            "{} tokens saved to {} in {:.0} ms: {:.1} MB written, {:.1} MB were there",
+            tokens.len(),
+            folder.display(),
+            begin.elapsed().as_secs_f64() * 1e3,
+            megabytes(report.written_bytes),
+            megabytes(report.kept_bytes),
+        ));
+        Ok(())
+    }
+
     /// Messages from standard input, each answered, over one cache.
     fn converse<B: HiraBackend>(&mut self, model: &Llama<B>) -> anyhow::Result<()> {
-        let mut cache = model.new_cache(model.config().max_position_embeddings)?;
+        let room = model.config().max_position_embeddings;
+        let mut cache = model.new_cache(room)?;
         let mut conversation = Conversation::new();
         let mut cached: Vec<u32> = Vec::new();
         let show_mark = || -> std::io::Result<()> {
@@ -187,6 +241,11 @@ impl Session {
             let line = line.context("cannot read the message")?;
             if !line.trim().is_empty() {
                 let tokens = conversation.ask(&self.tokenizer, line.trim())?.to_vec();
+                if cached.is_empty() && self.arguments.load_cache.is_some() {
+                    let kept;
+                    (cache, kept) = self.first_cache(model, room, &tokens)?;
+                    cached.extend_from_slice(&tokens[..kept]);
+                }
                 // At least the last token is computed again: its logits are needed.
                 let kept = common_prefix(&cached, &tokens).min(tokens.len().saturating_sub(1));
                 // Layers with a window may have forgotten too much to go back: then all of it is.
@@ -204,7 +263,7 @@ impl Session {
             }
             show_mark()?;
         }
-        Ok(())
+        self.keep(&cache, &cached)
     }
 
     /// Generates after `prompt` and writes the text to standard output as it comes. `context` is everything before the new

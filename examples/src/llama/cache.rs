@@ -33,6 +33,14 @@ impl LlamaCache {
         }
     }
 
+    /// The cache of a sequence whose keys and values a store has, one that was loaded for instance.
+    pub fn of(store: HiraCache) -> Self {
+        Self {
+            len: store.len(),
+            ..Self::new(store)
+        }
+    }
+
     /// Tokens processed.
     pub fn len(&self) -> usize {
         self.len
