@@ -10,6 +10,7 @@ use hira_attention::{
 use hira_cache::{CacheError, HiraCache};
 use hira_kernels::Precision;
 use hira_memory::{MemoryError, MemoryPolicy, Part, Tier};
+use hira_search::{Plan, PlanChoice};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -231,6 +232,8 @@ fn adaptive_brings_back_what_steps_read() {
     // Room for what is pinned or open, and for more.
     let config = HiraAttentionConfig {
         memory_policy: MemoryPolicy::Adaptive { target_usage: 1.0 },
+        // a search that scores every key reads all of them alike
+        search_plan: PlanChoice::Force(Plan::SketchScan),
         ..config()
     };
     let placed = tiered(&config, folder.path(), 6 * LEAST);
@@ -402,4 +405,19 @@ fn readers_of_a_fork_and_moves_do_not_disturb_each_other() {
             fork.truncate(10 * SEGMENT).unwrap();
         }
     });
+}
+
+#[test]
+fn what_one_layer_holds_is_known_when_room_is_made_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let budget = 2 * LEAST + 2048;
+    let placed = tiered(&config(), folder.path(), budget);
+    let mut cache = placed.init_cache(shape(2000)).unwrap();
+    let mut rng = StdRng::seed_from_u64(0);
+    for (layer, tokens) in [(0, 67), (1, 38), (1, 150), (0, 34)] {
+        let [keys, values] = [KV_HEADS; 2].map(|heads| rows(&mut rng, heads * tokens));
+        cache.append(layer, &keys, &values).unwrap();
+        let held = exact_in_memory(&cache);
+        assert!(held <= budget, "{held} of {budget}");
+    }
 }

@@ -215,6 +215,8 @@ impl Residency {
     /// placement wants them. What cannot be moved stays, within the budget that was checked before.
     pub(crate) fn settle(&mut self, layers: &mut [LayerCache], layer: usize, tokens: usize) {
         self.since_balance += tokens;
+        // the other layers' room is told by this until they are looked at again
+        self.in_memory[layer] = in_memory(&layers[layer]);
         // Pieces end with segments.
         let sealed = layers[layer]
             .lens()
