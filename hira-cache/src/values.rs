@@ -6,11 +6,11 @@ use std::sync::{Arc, OnceLock};
 use hira_index::{Counted, IndexConfig};
 use hira_kernels::{Precision, StoredRows, StoredSlice, StoredVec, prefetch};
 
-/// The same for a run that begins where the store was forked.
-const FORKED_ROWS: usize = 16;
-
 /// Rows are reserved in steps of this many, so that a run that is being filled wastes little.
 const RESERVE_ROWS: usize = 512;
+
+/// The same for a run that begins where the store was forked.
+const FORKED_ROWS: usize = 16;
 
 /// The values of one head in time order, in the precision in which they are stored.
 ///
@@ -81,7 +81,7 @@ impl ValueStore {
     }
 
     /// The store of `complete` runs from position `start` on, each with the hash that it was saved as if that is known, and of what comes after
-    /// them. `None` if they are not of the lengths that they should have.
+    /// them: without such rows the last run takes no more. `None` if they are not of the lengths that they should have.
     pub(crate) fn restore(
         dim: usize,
         (run_len, start): (usize, usize),
@@ -91,6 +91,7 @@ impl ValueStore {
     ) -> Option<Self> {
         let mut store = Self::new(dim, run_len, precision);
         store.len = start;
+        let is_complete = last.is_empty();
         let last = (!last.is_empty()).then_some((last, None));
         for (rows, hash) in complete.into_iter().chain(last) {
             let count = rows.len() / dim;
@@ -104,12 +105,8 @@ impl ValueStore {
             });
             store.len = store.len.checked_add(count)?;
         }
+        store.frozen = is_complete && !store.len.is_multiple_of(run_len);
         Some(store)
-    }
-
-    /// After [`restore`](Self::restore) without rows after the complete runs: the last of these takes no more.
-    pub(crate) fn end_last_run(&mut self) {
-        self.frozen = !self.len.is_multiple_of(self.run_len);
     }
 
     /// The runs that take no more rows, each with where whoever saves it notes the hash that it has been saved as. Clones that share a run share the

@@ -337,14 +337,9 @@ impl Loader<'_> {
         let len = self.len_of(&head.last_values, VALUES)?;
         let last_len = len / (dim * self.config.index.precision.bytes());
         let last = self.chunks(&head.last_values, VALUES, dim, room(last_len).min(run_len))?;
-        let is_whole = last.is_empty();
         let place = (run_len, head.first_value);
-        let mut values = ValueStore::restore(dim, place, config.precision, full, last)
-            .ok_or(broken("runs of values are as long as they should be"))?;
-        if is_whole {
-            values.end_last_run();
-        }
-        Ok(values)
+        ValueStore::restore(dim, place, config.precision, full, last)
+            .ok_or(broken("runs of values are as long as they should be").into())
     }
 
     fn means(&self, head: &HeadParts<Part>, len: usize) -> Result<BlockMeans, HeadError> {
