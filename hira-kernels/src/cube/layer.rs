@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::quantise::{append_tokens, block_means, centre_of, copy_heads};
+use super::quantise::{append_tokens, block_means, centre_of};
 use super::rows::{StridesLaunch, argument};
 use super::shape::{BLOCK, CHUNK, TILE};
 use super::{DeviceError, DeviceRows, DeviceShape};
@@ -135,22 +135,8 @@ impl<R: Runtime> DeviceLayer<R> {
         }
         let doubled = (2 * self.capacity).min(self.shape.limit());
         let capacity = whole_chunks(&self.shape, len.max(doubled))?;
-        let grown = Buffers::new(client, &self.shape, capacity);
-        for (old, new) in self.buffers.each().into_iter().zip(grown.each()) {
-            let vectors =
-                |handle: &Handle| (handle.size_in_used() / 16 / self.shape.heads as u64) as u32;
-            let (from, to) = (vectors(old), vectors(new));
-            copy_heads::launch(
-                client,
-                CubeCount::Static(from.div_ceil(256 * 16), self.shape.heads as u32, 1),
-                CubeDim::new_1d(256),
-                argument(old, 16),
-                argument(new, 16),
-                from,
-                to,
-            );
-        }
-        (self.buffers, self.capacity) = (grown, capacity);
+        self.buffers = self.copied(client, capacity);
+        self.capacity = capacity;
         Ok(())
     }
 

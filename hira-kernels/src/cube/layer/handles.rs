@@ -108,7 +108,7 @@ impl<R: Runtime> DeviceLayer<R> {
     }
 
     /// Buffers of this capacity, at least the own one, that begin with what is stored.
-    fn copied(&self, client: &ComputeClient<R>, capacity: usize) -> Buffers {
+    pub(super) fn copied(&self, client: &ComputeClient<R>, capacity: usize) -> Buffers {
         let copy = Buffers::new(client, &self.shape, capacity);
         for (old, new) in self.buffers.each().into_iter().zip(copy.each()) {
             let vectors =
