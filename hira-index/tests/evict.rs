@@ -112,7 +112,7 @@ proptest! {
                     prop_assert!(index.evicted() >= held);
                     prop_assert!(index.evicted() <= before.max(held));
                     if !background {
-                        let stays = before.saturating_sub(index.evicted());
+                        let stays = before.min(index.len()).saturating_sub(index.evicted());
                         prop_assert!(stays < segment_len, "{} of {}", stays, segment_len);
                     }
                     assert_holds(&fork, &expected);
