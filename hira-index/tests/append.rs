@@ -6,7 +6,10 @@ use common::{
     KINDS, Kind, bits, builder, dim, fitting, keys, kind, precision, rounded, small_config, stored,
     update,
 };
-use hira_index::{HierarchicalIndex, IndexConfig, ProductConfig};
+use hira_index::{
+    DynamicUpdater, HierarchicalIndex, IncrementalUpdater, IndexConfig, ProductConfig,
+    RebuildUpdater, UpdateConfig,
+};
 use hira_kernels::{Kernel, Precision};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -310,6 +313,34 @@ fn a_fork_shares_its_sealed_segments() {
     assert_eq!((index.len(), fork.len()), (150, 151));
     index.validate().unwrap();
     fork.validate().unwrap();
+}
+
+/// An updater may keep as many open keys as a segment takes, whatever was frozen before them.
+#[test]
+fn what_is_frozen_together_fits_a_segment() {
+    for update in [
+        UpdateConfig::Seal,
+        UpdateConfig::Rebuild(RebuildUpdater::default()),
+        UpdateConfig::Incremental(IncrementalUpdater::default()),
+        UpdateConfig::Dynamic(DynamicUpdater::default()),
+    ] {
+        let config = small_config(3).with_update(update);
+        let len = config.segment_len;
+        let batch = keys(Kind::Offset, 3 * len, 3, 2);
+        for first in [1, 3, len / 2, len - 1] {
+            let mut index = HierarchicalIndex::new(config.clone()).unwrap();
+            let mut stored = 0;
+            for more in [first, len - 2, 1, len - 1] {
+                index
+                    .append(&batch[stored * 3..(stored + more) * 3])
+                    .unwrap();
+                stored += more;
+                let fork = index.fork();
+                assert_holds(&index, &batch[..stored * 3]);
+                assert_holds(&fork, &batch[..stored * 3]);
+            }
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,8 @@ enum Step {
     /// A share of the keys, which may have been evicted.
     Truncate(f64),
     Evict(f64),
-    Fork,
+    /// With the open segment frozen, or copied.
+    Fork(bool),
     FinishBuilds,
 }
 
@@ -25,7 +26,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Seal),
         2 => (0.0..1.0).prop_map(Step::Truncate),
         4 => (0.0..1.2).prop_map(Step::Evict),
-        1 => Just(Step::Fork),
+        2 => any::<bool>().prop_map(Step::Fork),
         1 => Just(Step::FinishBuilds),
     ]
 }
@@ -117,7 +118,10 @@ proptest! {
                     }
                     assert_holds(&fork, &expected);
                 }
-                Step::Fork => forks.push((index.clone(), expected.clone())),
+                Step::Fork(frozen) => {
+                    let fork = if frozen { index.fork() } else { index.clone() };
+                    forks.push((fork, expected.clone()));
+                }
                 Step::FinishBuilds => index.finish_builds(),
             }
             assert_holds(&index, &expected);

@@ -38,7 +38,8 @@ impl HierarchicalIndex {
         self.clone()
     }
 
-    /// Closes the open segment as it is, together with frozen ones that are not much longer.
+    /// Closes the open segment as it is, together with frozen ones that are not much longer, as far as they fit one segment: some updaters keep
+    /// more open keys than these leave room for.
     fn freeze(&mut self) {
         if self.open.is_empty() {
             return;
@@ -49,6 +50,7 @@ impl HierarchicalIndex {
         while let Some(before) = first.checked_sub(1).and_then(|i| self.sealed.get(i))
             && before.is_frozen()
             && before.len() < 2 * len
+            && before.len() + len <= self.config.segment_len
         {
             len += before.len();
             first -= 1;
