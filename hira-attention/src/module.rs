@@ -6,7 +6,7 @@ use burn::{
     module::Module,
     tensor::{Tensor, backend::Backend},
 };
-use hira_cache::HiraCache;
+use hira_cache::{CacheConfig, HiraCache};
 use hira_index::burn::{HiraBackend, from_host, with_host};
 
 use crate::{
@@ -96,24 +96,8 @@ impl<B: HiraBackend> HiraAttention<B> {
         cache: &mut HiraCache,
         layer: usize,
     ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
-        let config = cache.config();
-        let (sequences, kv_heads) = (config.sequences, config.kv_heads);
-        let (dim, value_dim) = (config.head_dim, config.value_dim);
-        let [_, heads, tokens, _] = q.dims();
-        for (what, received, expected) in [
-            ("q", q.dims(), [sequences, heads, tokens, dim]),
-            ("k", k.dims(), [sequences, kv_heads, tokens, dim]),
-            ("v", v.dims(), [sequences, kv_heads, tokens, value_dim]),
-        ] {
-            if received != expected {
-                return Err(AttentionError::Shape {
-                    what,
-                    expected,
-                    received,
-                });
-            }
-        }
         let tensors = Tensors { q, k, v };
+        check_shapes(&tensors, cache.config())?;
         let on_device = DeviceAttention {
             config: self.engine.config(),
             rule: self.engine.rule,
@@ -121,20 +105,88 @@ impl<B: HiraBackend> HiraAttention<B> {
         if let Some(answer) = on_device.forward(&tensors, cache, layer)? {
             return Ok(answer);
         }
+        self.on_host(tensors, None, cache, layer)
+    }
+
+    /// As [`HiraAttention::try_forward`] for sequences with different numbers of new tokens, by the host engine: of sequence `b` the first `lens[b]` of the
+    /// `L` tokens are new, the others are padding, which is not read and whose outputs are 0.
+    ///
+    /// Each sequence gets the bits that it gets alone. Positions are those of the sequence, so RoPE has to be applied by them.
+    ///
+    /// # Errors
+    ///
+    /// As [`HiraAttention::try_forward`]; [`CacheError`](hira_cache::CacheError) if `lens` does not fit the batch or `L`, and
+    /// [`AttentionError::DeviceSetting`] if the layer is on a device.
+    pub fn try_forward_ragged(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        lens: &[usize],
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
+        let tensors = Tensors { q, k, v };
+        check_shapes(&tensors, cache.config())?;
+        if cache.layer(layer)?.device().is_taken() {
+            return Err(AttentionError::DeviceSetting {
+                key: "lens",
+                received: "sequences with different numbers of new tokens",
+            });
+        }
+        self.on_host(tensors, Some(lens), cache, layer)
+    }
+
+    fn on_host(
+        &self,
+        tensors: Tensors<B>,
+        lens: Option<&[usize]>,
+        cache: &mut HiraCache,
+        layer: usize,
+    ) -> Result<(Tensor<B, 4>, AttentionReport), AttentionError> {
         let Tensors { q, k, v } = tensors;
         let device = q.device();
-        let mut out = vec![0.0; sequences * heads * tokens * value_dim];
+        let [sequences, heads, tokens, _] = q.dims();
+        let shape = [sequences, heads, tokens, cache.config().value_dim];
+        let mut out = vec![0.0; shape.iter().product()];
+        let engine = &self.engine;
         let report = with_host(q, |q| {
             with_host(k, |k| {
-                with_host(v, |v| {
-                    self.engine
-                        .forward_into(heads, q, k, v, cache, layer, &mut out)
+                with_host(v, |v| match lens {
+                    Some(lens) => {
+                        engine.forward_ragged_into(heads, q, k, v, lens, cache, layer, &mut out)
+                    }
+                    None => engine.forward_into(heads, q, k, v, cache, layer, &mut out),
                 })
             })
         })????;
-        let out = from_host(out, [sequences, heads, tokens, value_dim], &device);
-        Ok((out, report))
+        Ok((from_host(out, shape, &device), report))
     }
+}
+
+/// Whether the tensors of a call are those of a cache of this configuration.
+fn check_shapes<B: HiraBackend>(
+    tensors: &Tensors<B>,
+    config: &CacheConfig,
+) -> Result<(), AttentionError> {
+    let (sequences, kv_heads) = (config.sequences, config.kv_heads);
+    let (dim, value_dim) = (config.head_dim, config.value_dim);
+    let Tensors { q, k, v } = tensors;
+    let [_, heads, tokens, _] = q.dims();
+    for (what, received, expected) in [
+        ("q", q.dims(), [sequences, heads, tokens, dim]),
+        ("k", k.dims(), [sequences, kv_heads, tokens, dim]),
+        ("v", v.dims(), [sequences, kv_heads, tokens, value_dim]),
+    ] {
+        if received != expected {
+            return Err(AttentionError::Shape {
+                what,
+                expected,
+                received,
+            });
+        }
+    }
+    Ok(())
 }
 
 impl<B: HiraBackend> HiraAttention<B> {

@@ -168,6 +168,76 @@ fn agrees_with_burn<B: HiraBackend>(device: &B::Device, tolerance: f64) {
     }
 }
 
+/// The bits of the call on slices; padding is neither read nor answered.
+fn ragged_calls_agree_with_slices<B: HiraBackend>(device: &B::Device) {
+    let problem = Problem::random(14, SHAPE, 60);
+    let config = HiraAttentionConfig::new()
+        .with_top_k(20)
+        .with_plan(PlanPolicy::Sparse);
+    let shape = CacheShape {
+        layers: 1,
+        sequences: SHAPE.sequences,
+        kv_heads: SHAPE.kv_heads,
+        head_dim: SHAPE.dim,
+        value_dim: SHAPE.value_dim,
+        max_len: 60,
+    };
+    let attention: HiraAttention<B> = config.init(device).unwrap();
+    let (mut tensors, mut slices) = (
+        config.init_cache(shape).unwrap(),
+        config.init_cache(shape).unwrap(),
+    );
+    for (range, lens) in [(0..48, [48, 30]), (48..50, [1, 2]), (50..51, [0, 1])] {
+        let [q, k, v] = [&problem.q, &problem.k, &problem.v];
+        let padded = |rows: &Rows| {
+            let mut all = rows.slice(range.clone());
+            let sequence = rows.heads * range.len() * rows.dim;
+            for (b, len) in lens.into_iter().enumerate() {
+                let of_sequence = &mut all[b * sequence..(b + 1) * sequence];
+                for head in of_sequence.chunks_exact_mut(range.len() * rows.dim) {
+                    head[len * rows.dim..].fill(f32::NAN);
+                }
+            }
+            all
+        };
+        let tensor = |rows: &Rows| {
+            let shape = [SHAPE.sequences, rows.heads, range.len(), rows.dim];
+            Tensor::<B, 4>::from_data(TensorData::new(padded(rows), shape), device)
+        };
+        let (out, report) = attention
+            .try_forward_ragged(tensor(q), tensor(k), tensor(v), &lens, &mut tensors, 0)
+            .unwrap();
+        let (q, k, v) = (padded(q), padded(k), padded(v));
+        let mut expected = vec![f32::NAN; q.len() / SHAPE.dim * SHAPE.value_dim];
+        let expected_report = attention
+            .engine()
+            .forward_ragged_into(
+                SHAPE.heads,
+                &q,
+                &k,
+                &v,
+                &lens,
+                &mut slices,
+                0,
+                &mut expected,
+            )
+            .unwrap();
+        assert_eq!(floats(out), expected);
+        assert_eq!(report.density(), expected_report.density());
+    }
+    let lens: Vec<usize> = tensors.layer(0).unwrap().lens().collect();
+    assert_eq!(lens, [49, 33]);
+    let zeros = |heads| Tensor::<B, 4>::zeros([SHAPE.sequences, heads, 2, SHAPE.dim], device);
+    for lens in [&[1][..], &[1, 3]] {
+        let refused =
+            attention.try_forward_ragged(zeros(4), zeros(2), zeros(2), lens, &mut tensors, 0);
+        assert!(
+            matches!(refused, Err(AttentionError::Cache(_))),
+            "{refused:?}"
+        );
+    }
+}
+
 fn refuses_wrong_shapes<B: HiraBackend>(device: &B::Device) {
     let config = HiraAttentionConfig::new();
     let attention: HiraAttention<B> = config.init(device).unwrap();
@@ -229,6 +299,10 @@ macro_rules! on_backend {
             #[test]
             fn agrees_with_burn() {
                 super::agrees_with_burn::<$backend>(&Default::default(), 1e-4);
+            }
+            #[test]
+            fn ragged_calls_agree_with_slices() {
+                super::ragged_calls_agree_with_slices::<$backend>(&Default::default());
             }
             #[test]
             fn refuses_wrong_shapes() {
