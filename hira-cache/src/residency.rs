@@ -142,7 +142,12 @@ impl Residency {
             None => (Tier::Host, 0),
             Some(spill) => (Tier::Disk, spill.budget().limit().unwrap_or(usize::MAX)),
         };
-        if stored.saturating_add(requested) > limit.saturating_add(below) {
+        let most = limit.saturating_add(below);
+        if stored.saturating_add(requested) <= most {
+            return Ok(());
+        }
+        let stored = stored.saturating_sub(self.elsewhere(layers));
+        if stored.saturating_add(requested) > most {
             return Err(MemoryError::TierFull {
                 tier,
                 limit: if tier == Tier::Host { limit } else { below },
@@ -151,6 +156,22 @@ impl Residency {
             });
         }
         Ok(())
+    }
+
+    /// Bytes of rows that are in files of others, such as those that a cache was loaded from: they need no room in any tier.
+    fn elsewhere(&self, layers: &[LayerCache]) -> usize {
+        let rows = layers.iter().flat_map(LayerCache::heads);
+        let rows = rows.flat_map(HeadCache::stored);
+        let elsewhere = rows.filter(|(_, _, rows)| {
+            let backing = rows.region().and_then(|region| region.backing());
+            let is_ours = |backing: &Backing| {
+                let spill = self.spill.as_ref();
+                spill.is_some_and(|spill| spill.is_in(backing.file()))
+            };
+            backing.is_some_and(|backing| !is_ours(&backing))
+        });
+        let bytes = elsewhere.map(|(_, _, rows)| rows.as_slice().as_bytes().len());
+        bytes.sum()
     }
 
     /// Makes room in main memory for `tokens` more of one layer, which fit its open segments.

@@ -86,13 +86,13 @@ impl ValueStore {
         dim: usize,
         (run_len, start): (usize, usize),
         precision: Precision,
-        complete: Vec<(StoredVec, Option<u128>)>,
+        complete: Vec<(StoredRows, Option<u128>)>,
         last: StoredVec,
     ) -> Option<Self> {
         let mut store = Self::new(dim, run_len, precision);
         store.len = start;
         let is_complete = last.is_empty();
-        let last = (!last.is_empty()).then_some((last, None));
+        let last = (!last.is_empty()).then_some((last.into(), None));
         for (rows, hash) in complete.into_iter().chain(last) {
             let count = rows.len() / dim;
             let room = run_len - store.len % run_len;
@@ -101,7 +101,7 @@ impl ValueStore {
             }
             store.runs.push(Run {
                 saved: Arc::new(hash.map_or_else(OnceLock::new, OnceLock::from)),
-                ..Run::new(store.len, rows.into())
+                ..Run::new(store.len, rows)
             });
             store.len = store.len.checked_add(count)?;
         }

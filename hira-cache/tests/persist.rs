@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hira_cache::persist::{Inspection, LoadOptions, PersistError, SaveOptions, Verify};
-use hira_cache::{CacheConfig, HiraCache};
+use hira_cache::{CacheConfig, HeadCache, HiraCache};
 use hira_index::{IndexConfig, ProductConfig, UpdateConfig};
-use hira_kernels::Precision;
+use hira_kernels::{Precision, Region};
+use hira_memory::{Budget, Part, Tier};
 use proptest::prelude::*;
 
 const DIM: usize = 5;
@@ -92,7 +93,31 @@ fn assert_same(found: &HiraCache, expected: &HiraCache) {
 }
 
 fn load(folder: &Path, config: &CacheConfig) -> Result<HiraCache, PersistError> {
-    HiraCache::load(folder, config.clone(), &LoadOptions::default()).map(|loaded| loaded.cache)
+    load_with(folder, config, &LoadOptions::default())
+}
+
+fn load_with(
+    folder: &Path,
+    config: &CacheConfig,
+    options: &LoadOptions,
+) -> Result<HiraCache, PersistError> {
+    HiraCache::load(folder, config.clone(), options).map(|loaded| loaded.cache)
+}
+
+/// Runs of exact rows that are read where the files have them.
+fn rows_on_disk(cache: &HiraCache) -> usize {
+    let layers = (0..cache.config().layers).map(|layer| cache.layer(layer).unwrap());
+    let heads = layers.flat_map(|layer| layer.heads().to_vec());
+    let on_disk = |head: HeadCache| {
+        let keys = head
+            .index()
+            .sealed()
+            .iter()
+            .map(|segment| segment.rows().is_on_disk());
+        let values = head.values().runs().map(|(_, rows)| rows.is_on_disk());
+        keys.chain(values).filter(|&on_disk| on_disk).count()
+    };
+    heads.map(on_disk).sum()
 }
 
 #[derive(Debug, Clone)]
@@ -102,7 +127,16 @@ enum Step {
     Fork,
     Swap,
     Save(bool),
-    Load(bool),
+    Load(bool, LoadOptions),
+}
+
+fn load_options() -> impl Strategy<Value = LoadOptions> {
+    (any::<bool>(), any::<bool>()).prop_map(|(mapped, all)| {
+        let verify = if all { Verify::All } else { Verify::Manifest };
+        LoadOptions::default()
+            .with_mapped(mapped)
+            .with_verify(verify)
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -112,7 +146,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Fork),
         1 => Just(Step::Swap),
         3 => any::<bool>().prop_map(Step::Save),
-        3 => any::<bool>().prop_map(Step::Load),
+        3 => (any::<bool>(), load_options()).prop_map(|(which, options)| Step::Load(which, options)),
     ]
 }
 
@@ -152,9 +186,9 @@ proptest! {
                     forks[0].0.save(folder, &SaveOptions::default()).unwrap();
                     saved[which] = Some(forks[0].1.clone());
                 }
-                Step::Load(which) => {
+                Step::Load(which, options) => {
                     let which = usize::from(which);
-                    let loaded = load(folders[which].path(), &config);
+                    let loaded = load_with(folders[which].path(), &config, &options);
                     match &saved[which] {
                         None => prop_assert!(matches!(loaded, Err(PersistError::Missing { .. })), "{loaded:?}"),
                         // in the background the time of a build decides which segments there are
@@ -231,6 +265,80 @@ fn only_what_is_new_is_written() {
     assert!(load(folder.path(), &config).unwrap().is_empty());
 }
 
+/// Rows that stay in the files are no other rows, whoever saves there in the meantime, and count as what is on disk.
+#[test]
+fn mapped_rows_stay_in_the_files() {
+    if !Region::is_supported() {
+        return;
+    }
+    let (folder, config, mut cache) = saved(250);
+    assert_eq!(rows_on_disk(&load(folder.path(), &config).unwrap()), 0);
+    let mapped = LoadOptions::default().with_mapped(true);
+    let mut loaded = load_with(folder.path(), &config, &mapped).unwrap();
+    // keys and values of seven complete segments, two layers of two heads each
+    assert_eq!(rows_on_disk(&loaded), 2 * 7 * HEADS);
+    let rows = 7 * 32 * HEADS * (DIM + 3) * 4;
+    assert!(loaded.memory().on(Tier::Disk) >= rows);
+    assert_same(&loaded, &cache);
+
+    // the state that is mapped is replaced, and its files are removed
+    let options = SaveOptions::default();
+    let mut other = HiraCache::new(config.clone()).unwrap();
+    append(&mut other, 77, 33);
+    other.save(folder.path(), &options).unwrap();
+    assert_same(&loaded, &cache);
+    append(&mut cache, 5, 60);
+    append(&mut loaded, 5, 60);
+    assert_same(&loaded, &cache);
+    loaded.truncate(100).unwrap();
+    cache.truncate(100).unwrap();
+    assert_same(&loaded, &cache);
+    loaded.save(folder.path(), &options).unwrap();
+    assert_same(&load(folder.path(), &config).unwrap(), &cache);
+}
+
+/// A cache that is larger than main memory's budget is loaded without ever being in it; what comes later keeps to the budget, and to that of the disk.
+#[test]
+fn a_tier_below_maps_what_it_loads() {
+    if !Region::is_supported() {
+        return;
+    }
+    let (folder, config, mut cache) = saved(250);
+    let spill = tempfile::tempdir().unwrap();
+    let limit = 120_000;
+    let with = |disk: usize| {
+        let config = config.clone().with_host_budget(Budget::limited(limit));
+        config.with_disk(spill.path(), Budget::limited(disk))
+    };
+    // the files that were loaded take nothing of the disk's budget
+    let mut loaded = load(folder.path(), &with(0)).unwrap();
+    assert_eq!(rows_on_disk(&loaded), 2 * 7 * HEADS);
+    assert_same(&loaded, &cache);
+    let mut loaded_with_room = load(folder.path(), &with(1 << 20)).unwrap();
+    for cache in [&mut cache, &mut loaded, &mut loaded_with_room] {
+        append(cache, 6, 6);
+    }
+    assert_same(&loaded, &cache);
+    for cache in [&mut cache, &mut loaded_with_room] {
+        append(cache, 7, 90);
+    }
+    assert_same(&loaded_with_room, &cache);
+    let rows = |part| {
+        let memory = loaded_with_room.memory();
+        let here = memory.entries().iter();
+        let here = here.filter(|entry| entry.tier == Tier::Host && entry.part == part);
+        here.map(|entry| entry.bytes).sum::<usize>()
+    };
+    assert!(rows(Part::Keys) + rows(Part::Values) <= limit + means_bytes(&loaded_with_room));
+}
+
+/// Means of values are reported with the values, and are not in the budget of rows.
+fn means_bytes(cache: &HiraCache) -> usize {
+    let layers = (0..cache.config().layers).map(|layer| cache.layer(layer).unwrap());
+    let heads = layers.flat_map(|layer| layer.heads().to_vec());
+    heads.map(|head| head.means().bytes()).sum()
+}
+
 /// A bit in every byte of the manifest and of the headers and in some of every part, many lengths, no file: the state as it was, or an error.
 #[test]
 fn damaged_files_are_refused() {
@@ -238,13 +346,18 @@ fn damaged_files_are_refused() {
     append(&mut cache, 5, 30);
     let options = SaveOptions::default().with_model("one");
     cache.save(folder.path(), &options).unwrap();
+    let mapped = LoadOptions::default().with_mapped(true);
     let check = |what: &str| match load(folder.path(), &config) {
         Ok(loaded) => {
+            assert_same(&loaded, &cache);
+            let loaded = load_with(folder.path(), &config, &mapped).unwrap();
             assert_same(&loaded, &cache);
             1
         }
         Err(error) => {
             assert!(!error.to_string().is_empty(), "{what}");
+            let refused = load_with(folder.path(), &config, &mapped).unwrap_err();
+            assert_eq!(refused.to_string(), error.to_string(), "{what}");
             0
         }
     };

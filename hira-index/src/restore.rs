@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hira_kernels::{Kernel, Precision, StoredVec, TILE, tile_lines};
+use hira_kernels::{Kernel, Precision, StoredRows, TILE, tile_lines};
 
 use crate::index::MAX_LEN;
 use crate::level::Level;
@@ -83,9 +83,10 @@ impl Segment {
     /// [`IndexError::Snapshot`] if a part does not fit the configuration or the others.
     pub fn restore(
         config: &IndexConfig,
-        keys: StoredVec,
+        keys: impl Into<StoredRows>,
         parts: SegmentParts<'_>,
     ) -> Result<Self, IndexError> {
+        let keys = keys.into();
         check(config, keys.len(), keys.precision(), &parts)?;
         let dim = config.dim;
         let product = parts.product.map(|product| {
@@ -99,7 +100,7 @@ impl Segment {
             .collect::<Result<_, _>>()?;
         check_nesting(&levels, parts.len)?;
         let mut segment = Self::open(parts.start, config, parts.centre.into_owned());
-        segment.keys = keys.into();
+        segment.keys = keys;
         segment.sketch = parts.sketch.map(|sketch| Sketch::restore(dim, sketch));
         segment.product = product.transpose()?;
         segment.order = parts.order.map(|order| order.into_owned());

@@ -85,6 +85,15 @@ impl Spill {
         self.shared.state().used
     }
 
+    /// Whether this is the file.
+    pub fn is_in(&self, file: &Arc<File>) -> bool {
+        let state = self.shared.state();
+        state
+            .file
+            .as_ref()
+            .is_some_and(|own| Arc::ptr_eq(own, file))
+    }
+
     /// Makes sure that the file can be made.
     ///
     /// # Errors

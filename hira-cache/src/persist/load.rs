@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hira_index::{HierarchicalIndex, IndexConfig, IndexError, Segment, SegmentParts};
-use hira_kernels::{Line, StoredVec, TILE, tile_lines};
+use hira_kernels::{Line, Region, StoredRows, StoredVec, TILE, tile_lines};
 use hira_search::SearchHistory;
 use rayon::prelude::*;
 
@@ -62,7 +62,7 @@ pub(super) fn load(
         });
     }
     Layout::of(&config).check(&manifest.layout)?;
-    let cache = restore(config, &manifest, &files, options.verify)?;
+    let cache = restore(config, &manifest, &files, options)?;
     Ok(LoadedCache {
         cache,
         model: manifest.model,
@@ -75,7 +75,7 @@ fn restore(
     config: CacheConfig,
     manifest: &Manifest,
     files: &PartReaders,
-    verify: Verify,
+    options: &LoadOptions,
 ) -> Result<HiraCache, PersistError> {
     let longest = manifest.heads.iter().map(HeadParts::len).max();
     let longest = longest.unwrap_or(0);
@@ -94,6 +94,7 @@ fn restore(
             found: manifest.heads.len().to_string(),
         });
     }
+    let mapped = Region::is_supported() && (options.mapped || config.disk_path.is_some());
     let bytes = manifest.heads.iter().flat_map(HeadParts::parts);
     let bytes = bytes.fold(0u64, |sum, part| sum.saturating_add(part.len));
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -104,7 +105,8 @@ fn restore(
     let loader = Loader {
         config: &config,
         files,
-        verify: verify == Verify::All,
+        verify: options.verify == Verify::All,
+        mapped,
     };
     let segments = loader.segments(&manifest.heads)?;
     let heads = manifest.heads.par_iter().enumerate();
@@ -163,6 +165,8 @@ struct Loader<'a> {
     files: &'a PartReaders,
     /// Whether exact rows are checked; everything else always is.
     verify: bool,
+    /// Whether rows that nobody will append to stay in the files.
+    mapped: bool,
 }
 
 impl Loader<'_> {
@@ -211,8 +215,21 @@ impl Loader<'_> {
     }
 
     /// Exact rows of `dim` values that nobody will append to.
-    fn rows(&self, part: &Part, what: &'static str, dim: usize) -> Result<StoredVec, HeadError> {
-        self.chunks(std::slice::from_ref(part), what, dim, 0)
+    fn rows(&self, part: &Part, what: &'static str, dim: usize) -> Result<StoredRows, HeadError> {
+        let precision = self.config.index.precision;
+        let size = precision.bytes();
+        if !self.mapped || part.len == 0 || !part.offset.is_multiple_of(size as u64) {
+            return Ok(self
+                .chunks(std::slice::from_ref(part), what, dim, 0)?
+                .into());
+        }
+        let region = self.files.map(part, what, self.verify)?;
+        if !region.len().is_multiple_of(size * dim) {
+            return Err(broken("its rows are whole").into());
+        }
+        let values = region.len() / size;
+        let rows = StoredRows::in_region(Arc::new(region), 0, values, precision);
+        Ok(rows.ok_or(broken("its rows lie where rows can lie"))?)
     }
 
     /// Exact rows of `dim` values in chunks, with room for `room` rows in all.
@@ -329,7 +346,7 @@ impl Loader<'_> {
     ) -> Result<ValueStore, HeadError> {
         let dim = self.config.value_dim;
         let full = head.values.iter().map(|part| self.rows(part, VALUES, dim));
-        let full = full.collect::<Result<Vec<StoredVec>, HeadError>>()?;
+        let full = full.collect::<Result<Vec<StoredRows>, HeadError>>()?;
         let hashes = head.values.iter();
         let hashes = hashes.map(|part| self.verify.then_some(part.hash.0));
         let full: Vec<_> = full.into_iter().zip(hashes).collect();

@@ -20,6 +20,11 @@
 //! there. Sealed segments and full runs of values keep their hash, and are not read again. Open ones are split into chunks, of which there are as
 //! many as the logarithm of their length. Where less than half of a file is still of use, that half is written again and the file goes.
 //!
+//! # What is read
+//!
+//! Loading reads everything but, if [`LoadOptions::mapped`] or a disk tier says so, the exact rows of sealed segments and full runs: these begin at pages and
+//! are mapped where they are. A file that is unlinked by a later save stays for whoever has it mapped.
+//!
 //! # What is checked
 //!
 //! The manifest, the header of every file and every part have a hash; lengths are checked before anything is allocated. A flipped bit, a
@@ -75,6 +80,13 @@ pub struct LoadOptions {
     pub model: Option<String>,
     /// What is checked. Default: [`Verify::All`].
     pub verify: Verify,
+    /// Whether complete rows stay in the files, mapped, where searches read those that they need. Default: no, they are copied into memory, which
+    /// makes the first steps faster.
+    ///
+    /// A cache with a disk tier ([`CacheConfig::disk_path`]) maps them in any case, and moves up what its limits have room for as it is used.
+    /// Without [regions](hira_kernels::Region::is_supported) they are copied. Saving there again, or removing the folder, does not disturb who has
+    /// them mapped; overwriting the files does.
+    pub mapped: bool,
 }
 
 impl LoadOptions {
@@ -89,6 +101,13 @@ impl LoadOptions {
     #[must_use]
     pub fn with_verify(mut self, verify: Verify) -> Self {
         self.verify = verify;
+        self
+    }
+
+    /// Sets [`mapped`](Self::mapped).
+    #[must_use]
+    pub fn with_mapped(mut self, mapped: bool) -> Self {
+        self.mapped = mapped;
         self
     }
 }
@@ -181,7 +200,8 @@ impl HiraCache {
     ///
     /// # Complexity
     ///
-    /// O(bytes), read and hashed by all threads; nothing is sketched or clustered.
+    /// O(bytes), read and hashed by all threads; nothing is sketched or clustered. Rows that are [mapped](LoadOptions::mapped) are hashed only, or,
+    /// with [`Verify::Manifest`], not read at all: what is then read are sketches and what is not sealed, about an eighth of an `f32` cache.
     ///
     /// # Errors
     ///

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use hira_kernels::{Backing, Region};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::frame::{self, FRAME};
@@ -17,6 +19,8 @@ const MAGIC: &[u8; 8] = b"HIRAKVCP";
 pub(super) const PAGE: u64 = 4096;
 /// What other parts begin at a multiple of.
 const ALIGNMENT: u64 = 64;
+/// Bytes of a part that are read at once to be checked.
+const BLOCK: u64 = 1 << 20;
 /// Bytes of the header that say something: frame, generation, length, digest, and the hash of these.
 const HEADER: usize = FRAME + 8 + 8 + 16 + 16;
 
@@ -136,7 +140,7 @@ fn header(file: &PartFile) -> [u8; HEADER] {
 #[derive(Debug)]
 pub(super) struct PartReader {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     len: u64,
 }
 
@@ -165,7 +169,11 @@ impl PartReader {
                 len: HEADER as u64,
             });
         }
-        Ok(Self { path, file, len })
+        Ok(Self {
+            path,
+            file: Arc::new(file),
+            len,
+        })
     }
 
     fn corrupt(&self, part: &Part, what: &'static str) -> PersistError {
@@ -224,6 +232,36 @@ impl PartReaders {
         let reader = self.of(part, what)?;
         read_at(&reader.file, &reader.path, part.offset, out)?;
         self.verify(part, what, out, verify)
+    }
+
+    /// The bytes of the part where they are, none of them in memory; checked if `verify`, a block at a time.
+    ///
+    /// Part files are never changed, and one that is unlinked stays while somebody has it open: what a [`Region`] asks of its file.
+    pub(super) fn map(
+        &self,
+        part: &Part,
+        what: &'static str,
+        verify: bool,
+    ) -> Result<Region, PersistError> {
+        let reader = self.of(part, what)?;
+        if verify {
+            let mut digest = Xxh3::new();
+            let mut block = vec![0; BLOCK.min(part.len) as usize];
+            let mut at = 0;
+            while at < part.len {
+                let block = &mut block[..BLOCK.min(part.len - at) as usize];
+                read_at(&reader.file, &reader.path, part.offset + at, block)?;
+                digest.update(block);
+                at += block.len() as u64;
+            }
+            if Hash(digest.digest128()) != part.hash {
+                return Err(reader.corrupt(part, what));
+            }
+        }
+        // no longer than the file is
+        let len = usize::try_from(part.len).map_err(|_| reader.corrupt(part, what))?;
+        let backing = Backing::new(Arc::clone(&reader.file), part.offset);
+        Region::map(backing, len).map_err(PersistError::io(&reader.path))
     }
 
     /// The bytes of the part, checked.
