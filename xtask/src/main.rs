@@ -128,14 +128,16 @@ enum Chore {
         flags: Vec<String>,
     },
 
-    /// Check random histories of indexes against brute force, and certificates against the truth
+    /// Check random histories against brute force, certificates against the truth, and properties on other cases
     ///
     /// Runs the `soak` example of hira-search in release, without Burn: indexes of every shape are
     /// grown, cut, forked and searched with every plan and rule, and every answer is compared. The
     /// default of 1e9 key checks takes one to two minutes on two cores, and the first build some
     /// minutes more. A failure prints the seed, the case and the shortest history found. Then the
     /// `certificates` example of hira-attention: the proven bounds of a million answers, over random
-    /// and adversarial inputs, against attention in f64. Everything after `soak` is handed to the
+    /// and adversarial inputs, against attention in f64. Then the property tests of the cores, with
+    /// random cases where the matrix has the same ones in every run: `cargo xtask soak properties N`
+    /// tries N of each. Everything after `soak` is handed to the
     /// first, such as --checks 1e7 --seconds 60 --seed 1, and after `soak certificates` to the
     /// second: `cargo xtask soak -- --help` and `cargo xtask soak certificates --help` list flags.
     #[command(verbatim_doc_comment)]

@@ -22,8 +22,9 @@ pub(crate) const ALL_FEATURES: &str = "flex,ndarray,cuda,wgpu,autodiff";
 /// compile all of Burn's kernels once more (2 CPU minutes and 150 MB a binary), and clippy has checked that they would.
 const TEST_FEATURES: &str = "flex,ndarray,autodiff,hira-attention/wgpu,hira-kernels/wgpu";
 
-/// The crates that have a Burn face, and the examples on top of them.
-const FACES: [&str; 5] = [
+/// The crates that have a Burn face or device kernels, and the examples on top of them.
+const FACES: [&str; 6] = [
+    "hira-kernels",
     "hira-index",
     "hira-search",
     "hira-cache",
@@ -124,10 +125,21 @@ fn xtask(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
 }
 
 fn cores(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
+    shell.run(&mut repeatable(test_cores(workspace)))?;
+    Ok(Outcome::Passed)
+}
+
+/// The tests of the numerical cores, without Burn.
+pub(crate) fn test_cores(workspace: &Workspace) -> Command {
     let mut test = workspace.cargo("test");
     test.args(packages(&CORES)).arg("--no-default-features");
-    shell.run(&mut test)?;
-    Ok(Outcome::Passed)
+    test
+}
+
+/// Has property tests take the same cases in every run: a failure is then one of the change, and can be had again. `cargo xtask soak` takes others.
+fn repeatable(mut test: Command) -> Command {
+    test.env("PROPTEST_RNG_SEED", "1");
+    test
 }
 
 /// The same cases in every run, so that a failure can be had again; `cargo xtask soak` takes others.
@@ -143,7 +155,7 @@ fn fuzz_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
 }
 
 fn asan_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
-    shell.run(&mut asan::command(workspace)?)?;
+    shell.run(&mut repeatable(asan::command(workspace)?))?;
     Ok(Outcome::Passed)
 }
 
@@ -179,7 +191,7 @@ fn documentation(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
 }
 
 fn burn(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
-    let mut test = faces(workspace, "test", TEST_FEATURES);
+    let mut test = repeatable(faces(workspace, "test", TEST_FEATURES));
     test.arg("--")
         .args(DEVICES.iter().flat_map(|device| ["--skip", device]));
     shell.run(&mut test)?;
@@ -193,7 +205,6 @@ fn vulkan(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
         ));
     };
     let mut test = faces(workspace, "test", TEST_FEATURES);
-    test.args(["--package", "hira-kernels"]);
     test.env("VK_ICD_FILENAMES", driver).arg("wgpu");
     device_tests(shell, &mut test)
 }
