@@ -65,12 +65,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     append(&mut cache, &mut random, 16)?;
     timed("save after 16 tokens more", written, || save(&cache))?;
     let all = Inspection::read(&folder, Verify::Manifest)?.file_bytes;
-    for verify in [Verify::All, Verify::Manifest] {
-        let options = LoadOptions::default().with_verify(verify);
-        let load = || HiraCache::load(&folder, config.clone(), &options);
-        for _ in 0..3 {
-            let loaded = timed(&format!("load, verify {verify:?}"), |_| all, load)?;
-            assert_eq!(loaded.cache.len(), tokens + 32);
+    for mapped in [false, true] {
+        for verify in [Verify::All, Verify::Manifest] {
+            let options = LoadOptions::default()
+                .with_verify(verify)
+                .with_mapped(mapped);
+            let load = || HiraCache::load(&folder, config.clone(), &options);
+            let how = if mapped { "map" } else { "load" };
+            for _ in 0..3 {
+                let loaded = timed(&format!("{how}, verify {verify:?}"), |_| all, load)?;
+                assert_eq!(loaded.cache.len(), tokens + 32);
+            }
         }
     }
     Ok(())

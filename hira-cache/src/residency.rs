@@ -315,8 +315,10 @@ impl Residency {
     /// At most the bytes that the open segments of a layer grow by when `tokens` more are stored, or, for none, until they are complete.
     fn growth(&self, layer: &LayerCache, tokens: usize) -> usize {
         let rows = |head: &HeadCache| {
-            let open = head.len() % self.run_len;
-            let left = self.run_len - open;
+            // that of a layer with a window may be shorter
+            let run_len = head.values().run_len();
+            let open = head.len() % run_len;
+            let left = run_len - open;
             if tokens == 0 {
                 left
             } else {
