@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use hira_attention::HiraAttentionConfig;
-use hira_cache::HiraCache;
-use hira_cache::persist::{LoadOptions, PersistError, SaveOptions, SaveReport};
+use hira_cache::persist::{LoadOptions, LoadedCache, PersistError, SaveOptions, SaveReport};
+use hira_cache::{CacheConfig, CacheError, HiraCache};
+use hira_memory::Budget;
 use sha2::{Digest, Sha256};
 
 use crate::chat::common_prefix;
@@ -18,6 +19,9 @@ const TELLING: &str = "model.norm.weight";
 /// Segments are no shorter than this, whatever the budget: a step looks at each of them.
 const LEAST_SEGMENT: usize = 512;
 
+/// What a saved cache calls the length of its segments.
+const SEGMENT_LEN: &str = "index.segment_len";
+
 /// Why a cache could not be brought back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -25,6 +29,9 @@ pub enum SavedError {
     /// The folder does not hold a cache of this model.
     #[error(transparent)]
     Load(#[from] PersistError),
+    /// Its keys and values have no room in the cache that they are for.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The cache could not be cut to what its tokens share with the prompt.
     #[error(transparent)]
     Llama(#[from] LlamaError),
@@ -84,8 +91,13 @@ pub fn load(
     folder: &Path,
 ) -> Result<(LlamaCache, usize), SavedError> {
     let options = LoadOptions::default().with_model(model);
-    let config = empty.store().config().clone();
-    let loaded = HiraCache::load(folder, config, &options)?;
+    let config = empty.store().config();
+    let loaded = match HiraCache::load(folder, config.clone(), &options) {
+        Err(PersistError::Layout { key, found, .. }) if key == SEGMENT_LEN => {
+            with_other_segments(&found, config, options, folder)?
+        }
+        loaded => loaded?,
+    };
     let tokens = loaded.tokens.first().map_or(&[][..], Vec::as_slice);
     let stored = loaded.cache.len();
     if tokens.len() != stored {
@@ -98,6 +110,27 @@ pub fn load(
     let mut cache = LlamaCache::of(loaded.cache);
     cache.truncate(kept)?;
     Ok((cache, kept))
+}
+
+/// What was saved with segments of another length, under segments as `config` has them: a budget makes them short.
+fn with_other_segments(
+    found: &str,
+    config: &CacheConfig,
+    options: LoadOptions,
+    folder: &Path,
+) -> Result<LoadedCache, SavedError> {
+    // Nothing of it is in memory but what was not sealed.
+    let mut as_saved = CacheConfig {
+        host_budget: Budget::unlimited(),
+        disk_path: None,
+        ..config.clone()
+    };
+    if let Ok(segment_len) = found.parse() {
+        as_saved.index.segment_len = segment_len;
+    }
+    let mut loaded = HiraCache::load(folder, as_saved, &options.with_mapped(true))?;
+    loaded.cache = loaded.cache.reindexed(config.clone())?;
+    Ok(loaded)
 }
 
 /// The configuration with exact keys and values of at most `bytes` in main memory, and the others in a file without a name in `folder`.

@@ -46,6 +46,14 @@ pub enum CacheError {
         /// The tokens that should stay.
         received: usize,
     },
+    /// A windowed layer has evicted keys that were to be copied.
+    #[error("layer {layer}: expected all of its keys, but the first {evicted} are evicted")]
+    Forgotten {
+        /// The layer.
+        layer: usize,
+        /// Keys that are gone.
+        evicted: usize,
+    },
     /// No such layer.
     #[error("layer {received}: the cache has {layers} layers")]
     Layer {

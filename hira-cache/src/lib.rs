@@ -30,6 +30,7 @@ mod layer;
 mod means;
 pub mod persist;
 mod prefix;
+mod reindex;
 mod residency;
 mod values;
 mod window;

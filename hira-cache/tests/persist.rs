@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hira_cache::persist::{Inspection, LoadOptions, PersistError, SaveOptions, Verify};
-use hira_cache::{CacheConfig, HeadCache, HiraCache};
+use hira_cache::{CacheConfig, CacheError, HeadCache, HiraCache};
 use hira_index::{IndexConfig, ProductConfig, UpdateConfig};
 use hira_kernels::{Precision, Region};
 use hira_memory::{Budget, Part, Tier};
@@ -330,6 +330,57 @@ fn a_tier_below_maps_what_it_loads() {
         here.map(|entry| entry.bytes).sum::<usize>()
     };
     assert!(rows(Part::Keys) + rows(Part::Values) <= limit + means_bytes(&loaded_with_room));
+}
+
+/// Bit for bit, and the same rows when it is turned back.
+#[test]
+fn what_is_reindexed_is_what_was_appended_there() {
+    let (_folder, config, mut cache) = saved(250);
+    let mut other = config.clone();
+    other.index.segment_len = 80;
+    other.index.num_levels = 1;
+    other.index.product = None;
+    other.tail_block = 32;
+    let mut expected = HiraCache::new(other.clone()).unwrap();
+    append(&mut expected, 1, 250);
+    let mut found = cache.reindexed(other.clone()).unwrap();
+    assert_same(&found, &expected);
+    append(&mut found, 4, 30);
+    append(&mut expected, 4, 30);
+    assert_same(&found, &expected);
+    // there and back again: the rows, as batches decide about centres
+    append(&mut cache, 4, 30);
+    let back = found.reindexed(config).unwrap();
+    for layer in 0..2 {
+        let heads = |cache: &HiraCache| cache.layer(layer).unwrap().heads().to_vec();
+        for (a, b) in heads(&back).iter().zip(&heads(&cache)) {
+            a.index().validate().unwrap();
+            for position in 0..280 {
+                assert_eq!(a.index().key(position), b.index().key(position));
+                assert_eq!(a.values().row(position), b.values().row(position));
+            }
+        }
+    }
+
+    let mut refused = other.clone();
+    refused.kv_heads = 3;
+    let message = cache.reindexed(refused).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "kv_heads: must be that of the cache whose tokens are taken over, received 3"
+    );
+    refused = other.clone();
+    refused.max_len = 279;
+    assert!(matches!(
+        cache.reindexed(refused),
+        Err(CacheError::Capacity { .. })
+    ));
+    let mut windowed = HiraCache::new(other.clone().with_windows(vec![None, Some(40)])).unwrap();
+    append(&mut windowed, 1, 250);
+    assert!(matches!(
+        windowed.reindexed(other),
+        Err(CacheError::Forgotten { layer: 1, .. })
+    ));
 }
 
 /// Means of values are reported with the values, and are not in the budget of rows.
