@@ -377,6 +377,7 @@ fn what_is_reindexed_is_what_was_appended_there() {
     ));
     let mut windowed = HiraCache::new(other.clone().with_windows(vec![None, Some(40)])).unwrap();
     append(&mut windowed, 1, 250);
+    append(&mut windowed, 2, 1);
     assert!(matches!(
         windowed.reindexed(other),
         Err(CacheError::Forgotten { layer: 1, .. })
