@@ -18,6 +18,7 @@ pub mod chat;
 pub mod cli;
 pub mod demo;
 pub mod device;
+pub mod element;
 pub mod eval;
 pub mod fetch;
 pub mod generate;
