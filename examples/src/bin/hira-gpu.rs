@@ -202,7 +202,7 @@ impl Session {
             }
         }
         println!(
-            "{} checks of tensors of {}: {failed} failed; {keys} keys held against f64, in {:.0} s\n",
+            "{} checks of tensors of {}: {failed} failed; {keys} keys compared, in {:.0} s\n",
             checks.len(),
             elements
                 .iter()

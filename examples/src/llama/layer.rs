@@ -102,7 +102,13 @@ impl<B: HiraBackend> SelfAttention<B> {
         let query = rotated_heads.clone().slice([0..1, 0..query_heads]);
         let key = rotated_heads.slice([0..1, query_heads..rotated]);
 
+        let element = query.dtype();
         let (mixed, report) = attention.process(query, key, value, cache, layer)?;
+        // the host engine answers in the backend's own element type
+        let mixed = match mixed.dtype() == element {
+            true => mixed,
+            false => mixed.cast(element),
+        };
         let mixed = mixed
             .reshape([query_heads * len, dim])
             .select(0, pass.merge.clone())
