@@ -9,6 +9,7 @@ use hira_attention::HiraAttentionConfig;
 use hira_threshold::ThresholdRule;
 
 use crate::device::DeviceName;
+use crate::element::Element;
 use crate::fetch::SMOLLM2;
 use crate::llama::{AttentionChoice, WeightPrecision};
 use crate::saved::spill;
@@ -97,6 +98,9 @@ pub struct Arguments {
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Flex)]
     pub device: DeviceName,
+    /// What weights and activations are of: on cuda f32, f16 or bf16, on wgpu f32 or, where the GPU can, f16; on the CPU f32.
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: Element,
     /// Print one JSON object as the last line.
     #[arg(long)]
     pub json: bool,

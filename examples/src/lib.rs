@@ -8,6 +8,7 @@
 //! | `eval` | measures how far attention by each rule is from dense attention: a text, decoded tokens, recorded keys, tasks |
 //! | `verify` | compares every selection on a capture with brute force |
 //! | `bench_attention` | times one decode step's attention, cold, beside dense |
+//! | `hira-gpu` | checks and times the device engine (features `cuda`, `wgpu`) |
 //!
 //! Start with [`llama::Llama`]: [`llama::Llama::load`] takes any [`weights::WeightSource`], and
 //! [`llama::Llama::set_attention`] patches a loaded model in one call.
@@ -18,9 +19,11 @@ pub mod chat;
 pub mod cli;
 pub mod demo;
 pub mod device;
+pub mod element;
 pub mod eval;
 pub mod fetch;
 pub mod generate;
+pub mod gpu;
 mod huge_pages;
 pub mod llama;
 mod palette;

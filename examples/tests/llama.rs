@@ -11,6 +11,7 @@ use hira_attention::{
     HiraBackend, HiraCache, PlanPolicy,
 };
 use hira_examples::device::is_flex;
+use hira_examples::element::Element;
 use hira_examples::llama::{
     AttentionChoice, BurnAttention, CHUNK, Llama, LlamaCache, LlamaError, WeightPrecision,
 };
@@ -436,6 +437,27 @@ fn loading_reports_every_tensor() {
             seen,
             (1..=total).map(|done| (done, total)).collect::<Vec<_>>()
         );
+    }
+}
+
+/// Weights and activations of 16 bits. `llama` offers them on devices only, but Flex computes with them too.
+#[cfg(feature = "flex")]
+#[test]
+fn sixteen_bits_are_near_f64() {
+    let (source, ids) = (Tiny::new(), ids(40));
+    for (element, near) in [(Element::F16, 2e-2), (Element::Bf16, 1e-1)] {
+        let on = (&Default::default(), element);
+        let model = Llama::<Backend>::load_as(&source, on, &mut |_, _| {}).expect("it loads");
+        let mut cache = model.new_cache(ids.len()).expect("the cache fits");
+        let logits = model.forward_all(&mut cache, &ids).expect("the model runs");
+        for (position, (ours, naive)) in logits.iter().zip(source.logits_naive(&ids)).enumerate() {
+            let worst = difference(ours, &naive);
+            assert!(
+                worst < near,
+                "{element}: position {position} is off by {worst}"
+            );
+            assert!(ours.iter().all(|&x| element.round(x) == x), "{element}");
+        }
     }
 }
 

@@ -26,6 +26,21 @@ pub enum DeviceError {
         "no CUDA device was found (the CUDA driver library is not installed): use --device flex for the CPU"
     )]
     NoCudaDriver,
+    /// The driver knows no GPU.
+    #[error(
+        "no CUDA device was found (the driver knows none, or does not start): use --device flex for the CPU"
+    )]
+    NoCudaDevice,
+    /// NVRTC, which compiles kernels at run time, was not found.
+    #[error(
+        "CUDA's run-time compiler was not found (libnvrtc): install it, or put its folder into LD_LIBRARY_PATH, or use --device flex for the CPU"
+    )]
+    NoCudaCompiler,
+    /// The headers that kernels include were not found.
+    #[error(
+        "CUDA's headers were not found (cuda_fp16.h): set CUDA_PATH to the folder above their include folder, or use --device flex for the CPU"
+    )]
+    NoCudaHeaders,
 }
 
 impl DeviceKind {
@@ -60,7 +75,7 @@ impl DeviceKind {
             return Err(DeviceError::NotCompiled(self));
         }
         match self {
-            DeviceKind::Cuda if !cuda_available() => Err(DeviceError::NoCudaDriver),
+            DeviceKind::Cuda => check_cuda(),
             _ => Ok(()),
         }
     }
@@ -72,16 +87,32 @@ impl std::fmt::Display for DeviceKind {
     }
 }
 
-/// Whether the CUDA driver library can be loaded. False when the `cuda` feature is off.
+/// Whether CUDA kernels can be compiled and run. False when the `cuda` feature is off.
 pub fn cuda_available() -> bool {
-    #[cfg(feature = "cuda")]
-    {
-        hira_kernels::cuda::is_driver_present()
+    DeviceKind::Cuda.check().is_ok()
+}
+
+#[cfg(feature = "cuda")]
+fn check_cuda() -> Result<(), DeviceError> {
+    use hira_kernels::cuda;
+    if !cuda::is_driver_present() {
+        return Err(DeviceError::NoCudaDriver);
     }
-    #[cfg(not(feature = "cuda"))]
-    {
-        false
+    if cuda::devices().is_empty() {
+        return Err(DeviceError::NoCudaDevice);
     }
+    if !cuda::is_compiler_present() {
+        return Err(DeviceError::NoCudaCompiler);
+    }
+    if !cuda::has_headers() {
+        return Err(DeviceError::NoCudaHeaders);
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn check_cuda() -> Result<(), DeviceError> {
+    Err(DeviceError::NotCompiled(DeviceKind::Cuda))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod docs;
 mod drivers;
+mod gpu;
 mod layers;
 mod matrix;
 mod samples;
@@ -167,6 +168,24 @@ enum Chore {
     #[command(verbatim_doc_comment)]
     Asan,
 
+    /// Build `hira-gpu`, one program that checks and times the device engine on a machine with a GPU
+    ///
+    /// Builds it in release with the bindings of CUDA 13.0, in target/gpu, and leaves it in
+    /// target/hira-gpu with the script of the PyTorch side and the captures, if there are any: one
+    /// folder to copy to the machine with the GPU, which needs no Rust. Prints its size (60 MiB at
+    /// most), what it links to (glibc alone: CUDA and Vulkan are found at run time) and how to run
+    /// it. Where there is a CUDA driver it is run too, with what follows:
+    /// `cargo xtask gpu -- --contexts 8192`.
+    #[command(verbatim_doc_comment)]
+    Gpu {
+        /// Only build
+        #[arg(long)]
+        build_only: bool,
+        /// Flags of the hira-gpu binary
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+
     /// Build the documentation of every crate and print where it is
     Doc {
         /// Open it in the browser
@@ -212,6 +231,7 @@ fn run(cli: Cli) -> Result<bool> {
         Chore::Soak { flags } => soak::soak(&workspace, &flags),
         Chore::Fuzz { flags } => soak::fuzz(&workspace, &flags),
         Chore::Asan => asan::run(&workspace),
+        Chore::Gpu { build_only, flags } => gpu::run(&workspace, build_only, &flags),
         Chore::Doc { open } => docs::run(&workspace, open),
     }
 }

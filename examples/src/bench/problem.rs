@@ -1,5 +1,8 @@
 //! Keys, values and queries of one layer.
 
+use std::path::Path;
+
+use anyhow::Context;
 use hira_kernels::Precision;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -32,6 +35,36 @@ impl Library {
         Self {
             layers: layers.into_iter().filter(usable).collect(),
         }
+    }
+
+    /// The captures of a folder, by the layer that their names end in; none if there is no such folder.
+    ///
+    /// # Errors
+    ///
+    /// One that names a file that is no capture.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+        let Ok(entries) = std::fs::read_dir(folder) else {
+            eprintln!("no captures in {}: rows are synthetic", folder.display());
+            return Ok(Self::default());
+        };
+        let mut layers = Vec::new();
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let number = stem
+                .rsplit_once("layer")
+                .and_then(|(_, number)| number.parse().ok());
+            let is_tensors = path.extension().is_some_and(|kind| kind == "safetensors");
+            if let (Some(layer), true) = (number, is_tensors) {
+                let capture = Capture::read(&path)
+                    .with_context(|| format!("cannot use {}", path.display()))?;
+                layers.push((layer, capture));
+            }
+        }
+        let library = Self::new(layers);
+        if library.is_empty() {
+            eprintln!("no captures in {}: rows are synthetic", folder.display());
+        }
+        Ok(library)
     }
 
     /// Whether there is no layer.

@@ -1,9 +1,6 @@
 //! Times one decode step's attention: Hira beside dense attention, cold and warm, every answer checked.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -13,7 +10,6 @@ use hira_examples::{
         Ceilings, Conditions, Library, Outcome, Problem, Scenario, Turns, Work, chosen, export,
         last_level_cache, measure_search, measure_step, plots, report,
     },
-    capture::Capture,
     device::{DeviceName, OnDevice, run_on},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -144,7 +140,7 @@ fn main() -> Result<()> {
         "no scenario has `{}` in its name; --list shows them",
         arguments.only.as_deref().unwrap_or_default()
     );
-    let library = library(&arguments.captures)?;
+    let library = Library::open(&arguments.captures)?;
     let out = arguments.out.clone();
     for folder in [Some(&out), arguments.export.as_ref()]
         .into_iter()
@@ -193,30 +189,4 @@ fn ceilings(library: &Library) -> Result<Ceilings> {
     let scenario = scenario.context("the list has lost the scenario of the captures")?;
     let head = Problem::of(&scenario, library, 2)?;
     Ok(Ceilings::measure(&head))
-}
-
-/// The captures of a folder, by the layer that their names end in; none if there is no such folder.
-fn library(folder: &Path) -> Result<Library> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        eprintln!("no captures in {}: rows are synthetic", folder.display());
-        return Ok(Library::default());
-    };
-    let mut layers = Vec::new();
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let number = stem
-            .rsplit_once("layer")
-            .and_then(|(_, number)| number.parse().ok());
-        let is_tensors = path.extension().is_some_and(|kind| kind == "safetensors");
-        if let (Some(layer), true) = (number, is_tensors) {
-            let capture =
-                Capture::read(&path).with_context(|| format!("cannot use {}", path.display()))?;
-            layers.push((layer, capture));
-        }
-    }
-    let library = Library::new(layers);
-    if library.is_empty() {
-        eprintln!("no captures in {}: rows are synthetic", folder.display());
-    }
-    Ok(library)
 }

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Everything that can be refused without reading weights comes first.
     arguments.device.check()?;
+    arguments.dtype.check_on(arguments.device)?;
     let attention = arguments.attention()?;
     let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
     let prompt = arguments.prompt()?;
@@ -139,7 +140,8 @@ impl OnDevice for Session {
     fn run<B: HiraBackend>(mut self, device: &B::Device) -> anyhow::Result<()> {
         let begin = Instant::now();
         let bar = progress_bar("loading");
-        let mut model = Llama::<B>::load(&self.source, device, &mut |done, total| {
+        let on = (device, self.arguments.dtype);
+        let mut model = Llama::<B>::load_as(&self.source, on, &mut |done, total| {
             advance(&bar, done, total)
         })?;
         bar.finish_and_clear();
@@ -326,6 +328,7 @@ impl Session {
             decode_s_per_token: generation.median_step().map(|step| step.as_secs_f64()),
             attention: self.arguments.attention.name(),
             device: DeviceKind::from(self.arguments.device).feature(),
+            dtype: self.arguments.dtype.name(),
             density_mean: metrics.density(),
             dropped_mass_bound_max: decoded.then(|| metrics.worst().dropped_mass_bound),
             dropped_mass_bound_mean: decoded.then(|| metrics.dropped_mass_bound_mean()),
@@ -347,6 +350,7 @@ struct Report {
     decode_s_per_token: Option<f64>,
     attention: &'static str,
     device: &'static str,
+    dtype: &'static str,
     density_mean: f64,
     dropped_mass_bound_max: Option<f32>,
     dropped_mass_bound_mean: Option<f64>,

@@ -1,6 +1,7 @@
 use hira_attention::{AttentionError, ConfigError};
 use hira_index::burn::HostAccessError;
 
+use crate::element::ElementError;
 use crate::weights::WeightError;
 
 /// Why a model could not be loaded, patched or run.
@@ -51,6 +52,9 @@ pub enum LlamaError {
         /// What the cache has.
         received: usize,
     },
+    /// The device does not compute with the element type.
+    #[error(transparent)]
+    Element(#[from] ElementError),
     /// Half-precision weights were asked for on another backend than Flex.
     #[error("half-precision weights need the flex device")]
     HalfPrecision,

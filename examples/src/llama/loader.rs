@@ -1,30 +1,33 @@
 use burn::tensor::Tensor;
-use hira_index::burn::{HiraBackend, from_host};
+use hira_index::burn::HiraBackend;
 
 use super::LlamaError;
 use super::matrix::Matrix;
+use crate::element::Element;
 use crate::weights::WeightSource;
 
 /// Reads weights one after the other, checks their shapes and reports progress.
 pub(super) struct Loader<'a, B: HiraBackend> {
     pub(super) source: &'a dyn WeightSource,
     pub(super) device: &'a B::Device,
+    element: Element,
     progress: &'a mut dyn FnMut(usize, usize),
     done: usize,
     total: usize,
 }
 
 impl<'a, B: HiraBackend> Loader<'a, B> {
-    /// A loader that will read `total` tensors.
+    /// A loader that will read `total` tensors and make tensors of `element` on `device`.
     pub(super) fn new(
         source: &'a dyn WeightSource,
-        device: &'a B::Device,
+        (device, element): (&'a B::Device, Element),
         progress: &'a mut dyn FnMut(usize, usize),
         total: usize,
     ) -> Self {
         Self {
             source,
             device,
+            element,
             progress,
             done: 0,
             total,
@@ -35,7 +38,7 @@ impl<'a, B: HiraBackend> Loader<'a, B> {
     pub(super) fn vector(&mut self, parts: &[(String, usize)]) -> Result<Tensor<B, 1>, LlamaError> {
         let data = self.join(parts.iter().map(|(name, len)| (name, vec![*len])))?;
         let len = data.len();
-        Ok(from_host(data, [len], self.device))
+        Ok(self.element.tensor(data, [len], self.device))
     }
 
     /// The matrix of a tensor `[rows, columns]`, or of several joined row after row.
@@ -59,7 +62,7 @@ impl<'a, B: HiraBackend> Loader<'a, B> {
                 .map(|(name, rows)| (name, vec![*rows, columns])),
         )?;
         let rows = data.len() / columns;
-        Ok(from_host(data, [rows, columns], self.device))
+        Ok(self.element.tensor(data, [rows, columns], self.device))
     }
 
     fn join<'n>(

@@ -13,6 +13,7 @@ use super::pass::{Pass, indices};
 use super::rope::{Rotary, RotaryConfig};
 use super::{LlamaCache, LlamaError};
 use crate::device::is_flex;
+use crate::element::Element;
 use crate::weights::{ModelConfig, RopeScaling, WeightSource};
 
 /// At most so many tokens are processed together: activations of a longer prompt are never alive at once.
@@ -169,16 +170,32 @@ impl<B: HiraBackend> Llama<B> {
         device: &B::Device,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, LlamaError> {
+        Self::load_as(source, (device, Element::F32), progress)
+    }
+
+    /// As [`Llama::load`], with weights, activations, keys and values of another element type. Norms are computed in f32 in any case, and so is
+    /// all of Hira's attention.
+    ///
+    /// # Errors
+    ///
+    /// As [`Llama::load`], and [`LlamaError::Element`] if the device does not compute with the type.
+    pub fn load_as(
+        source: &dyn WeightSource,
+        (device, element): (&B::Device, Element),
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, LlamaError> {
+        element.check::<B>(device)?;
         let config = source.config().clone();
         validate(&config)?;
         let total = config.tensors().count();
         let mut decoder = DecoderConfig::of(&config).init(device);
-        decoder.load(&mut Loader::new(source, device, progress, total))?;
+        decoder.load(&mut Loader::new(source, (device, element), progress, total))?;
         let rotary = RotaryConfig {
             head_dim: config.head_dim,
             theta: config.rope_theta,
             scaling: config.rope_scaling.clone(),
             max_positions: config.max_position_embeddings,
+            element,
         };
         Ok(Self {
             attention: Box::new(AttentionChoice::Dense.attention(device)?),

@@ -1,7 +1,8 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use hira_index::burn::{HiraBackend, from_host};
+use hira_index::burn::HiraBackend;
 
+use crate::element::Element;
 use crate::weights::RopeScaling;
 
 /// Configuration of a [`Rotary`] table.
@@ -15,10 +16,12 @@ pub struct RotaryConfig {
     pub scaling: RopeScaling,
     /// Number of positions in the table.
     pub max_positions: usize,
+    /// What the table is rounded to: the type of the heads that it rotates.
+    pub element: Element,
 }
 
 impl RotaryConfig {
-    /// Computes the table: angles in `f64`, then rounded to `f32`.
+    /// Computes the table: angles in `f64`, cosines and sines rounded to `f32`, then to the element type.
     pub fn init<B: HiraBackend>(&self, device: &B::Device) -> Rotary<B> {
         let frequencies =
             inverse_frequencies(self.head_dim, self.theta, &self.scaling, self.max_positions);
@@ -35,8 +38,8 @@ impl RotaryConfig {
         }
         let shape = [self.max_positions, half];
         Rotary {
-            cos: from_host(cos, shape, device),
-            sin: from_host(sin, shape, device),
+            cos: self.element.tensor(cos, shape, device),
+            sin: self.element.tensor(sin, shape, device),
         }
     }
 }
@@ -322,6 +325,7 @@ mod tests {
                 theta: 1e4,
                 scaling,
                 max_positions: 3,
+                element: Element::F32,
             };
             let device = Default::default();
             let rotary = config.init::<burn_flex::Flex>(&device);
