@@ -77,11 +77,9 @@ impl HiraCache {
             let tokens = new.iter().copied().max().unwrap_or(0);
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for (i, head) in heads.iter().enumerate() {
-                for position in start..start + new[i / kv_heads] {
-                    let key = head.index().key(position);
-                    keys.extend(key.iter().flat_map(|row| row.widened().into_owned()));
-                    let value = head.values().row(position);
-                    values.extend(value.iter().flat_map(|row| row.widened().into_owned()));
+                for run in head.runs(start..start + new[i / kv_heads]) {
+                    keys.extend_from_slice(&run.keys.widened());
+                    values.extend_from_slice(&run.values.widened());
                 }
                 // padding
                 let rows = i + 1;
