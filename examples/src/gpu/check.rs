@@ -72,6 +72,29 @@ pub struct Finding {
     pub error: f64,
 }
 
+impl Finding {
+    /// Holds a number against the most that is right.
+    fn hold(
+        &mut self,
+        what: &'static str,
+        (row, token): (usize, usize),
+        limit: f64,
+        received: f64,
+    ) -> Result<(), CheckError> {
+        if received > limit || received.is_nan() {
+            return Err(CheckError::Limit {
+                what,
+                row,
+                token,
+                limit,
+                received,
+            });
+        }
+        self.error = self.error.max(received / limit);
+        Ok(())
+    }
+}
+
 /// Why a check did not pass.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -420,19 +443,8 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
             }
             let (of_attended, largest, dropped) = self.rows.attend(at, &scores, self.scale, has);
             let (dense, ..) = self.rows.attend(at, &scores, self.scale, |_| true);
-            let mut limit = |what, limit: f64, received: f64| {
-                if received > limit || received.is_nan() {
-                    return Err(CheckError::Limit {
-                        what,
-                        row,
-                        token,
-                        limit,
-                        received,
-                    });
-                }
-                finding.error = finding.error.max(received / limit);
-                Ok(())
-            };
+            let mut limit =
+                |what, limit, received| finding.hold(what, (row, token), limit, received);
             let out = &out[row * shape.value_dim..(row + 1) * shape.value_dim];
             let rounding = self.check.element.rounding();
             limit(
@@ -522,18 +534,12 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
                     .zip(expected.chunks(shape.value_dim));
                 for (row, (ours, expected)) in rows.enumerate() {
                     let expected: Vec<f64> = expected.iter().map(|&x| f64::from(x)).collect();
-                    let limit = (rounding + SUMS) * (norm(&expected) + 1.0);
-                    let received = distance(ours, &expected);
-                    if received > limit || received.is_nan() {
-                        return Err(CheckError::Limit {
-                            what: "the distance from the host engine's answer",
-                            row: row / range.len(),
-                            token: range.start + row % range.len(),
-                            limit,
-                            received,
-                        });
-                    }
-                    finding.error = finding.error.max(received / limit);
+                    finding.hold(
+                        "the distance from the host engine's answer",
+                        (row / range.len(), range.start + row % range.len()),
+                        (rounding + SUMS) * (norm(&expected) + 1.0),
+                        distance(ours, &expected),
+                    )?;
                 }
                 for (row, (ours, theirs)) in report.heads.iter().zip(&theirs.heads).enumerate() {
                     if (ours.attended, ours.visible) != (theirs.attended, theirs.visible) {
