@@ -20,6 +20,18 @@ const SHAPE: Shape = Shape {
     value_dim: 16,
 };
 
+/// One layer with room for so many tokens of [`SHAPE`].
+fn cache_shape(max_len: usize) -> CacheShape {
+    CacheShape {
+        layers: 1,
+        sequences: SHAPE.sequences,
+        kv_heads: SHAPE.kv_heads,
+        head_dim: SHAPE.dim,
+        value_dim: SHAPE.value_dim,
+        max_len,
+    }
+}
+
 fn tensor<B: HiraBackend>(
     rows: &Rows,
     range: std::ops::Range<usize>,
@@ -42,16 +54,7 @@ fn parts_merge_to_one_attention<B: HiraBackend>(device: &B::Device, tolerance: f
     let problem = Problem::random(13, SHAPE, 60);
     let config = HiraAttentionConfig::dense();
     let attention: HiraAttention<B> = config.init(device).unwrap();
-    let mut cache = config
-        .init_cache(CacheShape {
-            layers: 1,
-            sequences: SHAPE.sequences,
-            kv_heads: SHAPE.kv_heads,
-            head_dim: SHAPE.dim,
-            value_dim: SHAPE.value_dim,
-            max_len: 60,
-        })
-        .unwrap();
+    let mut cache = config.init_cache(cache_shape(60)).unwrap();
     let (k, v) = (problem.k.slice(0..60), problem.v.slice(0..60));
     cache.append(0, &k, &v).unwrap();
     let q = tensor::<B>(&problem.q, 59..60, device);
@@ -92,16 +95,7 @@ fn agrees_with_the_oracle<B: HiraBackend>(device: &B::Device, tolerance: f64) {
             .with_top_k(200),
     ] {
         let attention: HiraAttention<B> = config.init(device).unwrap();
-        let mut cache = config
-            .init_cache(CacheShape {
-                layers: 1,
-                sequences: SHAPE.sequences,
-                kv_heads: SHAPE.kv_heads,
-                head_dim: SHAPE.dim,
-                value_dim: SHAPE.value_dim,
-                max_len: 130,
-            })
-            .unwrap();
+        let mut cache = config.init_cache(cache_shape(130)).unwrap();
         for range in [0..100, 100..110, 110..111, 111..130] {
             let (out, report) = attention.forward(
                 tensor::<B>(&problem.q, range.clone(), device),
@@ -174,14 +168,7 @@ fn ragged_calls_agree_with_slices<B: HiraBackend>(device: &B::Device) {
     let config = HiraAttentionConfig::new()
         .with_top_k(20)
         .with_plan(PlanPolicy::Sparse);
-    let shape = CacheShape {
-        layers: 1,
-        sequences: SHAPE.sequences,
-        kv_heads: SHAPE.kv_heads,
-        head_dim: SHAPE.dim,
-        value_dim: SHAPE.value_dim,
-        max_len: 60,
-    };
+    let shape = cache_shape(60);
     let attention: HiraAttention<B> = config.init(device).unwrap();
     let (mut tensors, mut slices) = (
         config.init_cache(shape).unwrap(),
@@ -330,14 +317,7 @@ fn wgpu_agrees_with_the_engine_on_slices() {
         .with_top_k(20)
         .with_plan(PlanPolicy::Sparse);
     config.memory_policy = MemoryPolicy::AllHost;
-    let shape = CacheShape {
-        layers: 1,
-        sequences: SHAPE.sequences,
-        kv_heads: SHAPE.kv_heads,
-        head_dim: SHAPE.dim,
-        value_dim: SHAPE.value_dim,
-        max_len: 60,
-    };
+    let shape = cache_shape(60);
     let (mut on_device, mut on_host) = (
         config.init_cache(shape).unwrap(),
         config.init_cache(shape).unwrap(),
