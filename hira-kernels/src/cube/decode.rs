@@ -12,15 +12,13 @@ use super::mass::{mass_histogram, mass_reference, mass_threshold};
 use super::rows::{StridesLaunch, argument};
 use super::scan::scan;
 use super::shape::{CHUNK, KEYS, UNITS};
+use super::splits::{BUSY, Splits};
 use super::staged::Staged;
 use super::survivors::survivors;
 use super::threshold::{settle_top, threshold_fixed, threshold_top};
 use super::{
     DecodeParams, DeviceError, DeviceLayer, DeviceRows, DeviceRule, DeviceShape, DeviceWorkspace,
 };
-
-/// Cubes that keep a large device busy; with fewer queries each is cut into more splits.
-const BUSY: usize = 2048;
 
 /// Groups of keys for each key that is looked for, at least: the threshold then lies little below the best one.
 const SPARE: usize = 4;
@@ -38,34 +36,6 @@ const BROUGHT: usize = 4 * CHUNK;
 /// Of the rows in main memory one in so many is brought for a sparse step at most. More are not fewer bytes than all of them in a row.
 const BROUGHT_SHARE: usize = 4;
 
-/// How the keys of a query are divided among cubes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Splits {
-    chunks: usize,
-    chunks_each: usize,
-    count: usize,
-}
-
-impl Splits {
-    fn new(shape: &DeviceShape, len: usize) -> Self {
-        let chunks = len.div_ceil(CHUNK);
-        let wanted = BUSY
-            .div_ceil(shape.queries())
-            .clamp(1, MAX_PARTS)
-            .min(chunks);
-        let chunks_each = chunks.div_ceil(wanted);
-        Self {
-            chunks,
-            chunks_each,
-            count: chunks.div_ceil(chunks_each),
-        }
-    }
-
-    fn keys(&self) -> usize {
-        self.chunks_each * CHUNK
-    }
-}
-
 /// What a step attended to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attended {
@@ -73,12 +43,6 @@ pub enum Attended {
     Selected,
     /// Every key.
     Everything,
-}
-
-/// Number of splits, and keys of each.
-pub(super) fn splits_of(shape: &DeviceShape, len: usize) -> (usize, usize) {
-    let splits = Splits::new(shape, len);
-    (splits.count, splits.keys())
 }
 
 /// Attends to the keys that a rule selects, to sinks and to the window.

@@ -55,6 +55,7 @@ mod rows;
 mod rule;
 mod scan;
 mod shape;
+mod splits;
 mod staged;
 mod survivors;
 mod threshold;

@@ -253,7 +253,8 @@ fn answer(
     let [estimates, scores, positions, counts, cuts, constants] = work.handles();
     let (scores, cuts) = (floats(client, scores), floats(client, cuts));
     let (positions, counts) = (words(positions), words(counts));
-    let splits = super::decode::splits_of(&shape, layer.len());
+    let splits = super::splits::Splits::new(&shape, layer.len());
+    let splits = (splits.count, splits.keys());
     let mut survivors = vec![Vec::new(); shape.queries()];
     for (query, survivors) in survivors.iter_mut().enumerate() {
         for (split, &count) in counts[query * splits.0..][..splits.0].iter().enumerate() {
