@@ -78,6 +78,9 @@ pub struct HiraAttentionConfig {
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of the cache, on all tiers together. Default: no limit.
     pub memory_budget: Option<usize>,
+    /// A hard limit on the bytes of keys, values and sketches in the memory of a device (CUDA, wgpu); what a call needs for its time comes on top.
+    /// `"adaptive"` aims at its share of this, and of the memory that a CUDA driver says there is. Default: no limit.
+    pub device_budget: Option<usize>,
     /// A hard limit on the bytes of exact keys and values in main memory; sketches, levels and means of values come on top. What does not fit goes to
     /// `disk_path`, or is refused if there is none. At least a segment of every head has to fit: with many layers choose a shorter
     /// `segment_len`. Default: no limit.
@@ -159,6 +162,7 @@ impl Default for HiraAttentionConfig {
             precision: Precision::F32,
             memory_policy: MemoryPolicy::default(),
             memory_budget: None,
+            device_budget: None,
             host_budget: None,
             disk_path: None,
             disk_budget: None,
@@ -337,6 +341,20 @@ impl HiraAttentionConfig {
     #[must_use]
     pub fn with_plan(mut self, plan: PlanPolicy) -> Self {
         self.plan = plan;
+        self
+    }
+
+    /// Sets on which tier each part of the cache should lie.
+    #[must_use]
+    pub fn with_memory_policy(mut self, policy: MemoryPolicy) -> Self {
+        self.memory_policy = policy;
+        self
+    }
+
+    /// Sets a hard limit on the bytes of the cache in the memory of a device.
+    #[must_use]
+    pub fn with_device_budget(mut self, bytes: usize) -> Self {
+        self.device_budget = Some(bytes);
         self
     }
 
@@ -533,6 +551,7 @@ impl HiraAttentionConfig {
                 }),
         );
         let limit = |bytes: Option<usize>| bytes.map_or(Budget::unlimited(), Budget::limited);
+        config.device_budget = limit(self.device_budget);
         config.host_budget = limit(self.host_budget);
         config.disk_path = self.disk_path.clone();
         config.disk_budget = limit(self.disk_budget);

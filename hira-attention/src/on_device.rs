@@ -1,13 +1,20 @@
 //! Attention on a device: tensors of the device in, a tensor of the device out, no waiting in between.
 //!
+//! Where exact keys and values lie in main memory (`memory_policy = "hybrid"`, or `"adaptive"` past its target), a sparse step waits once: for the
+//! list of the rows that it reads, one bit a key and KV head, and for the rows that were appended since. The rows are gathered, each once for
+//! the queries that share its KV head, and sent in one copy; all else happens on the device, and what is selected is the same. A dense step, and a
+//! sparse one for which more than a quarter of the rows would have to come, gets all rows, some thousand a head at a time.
+//!
 //! What of the configuration acts: the rules by top-k, percentile, fixed score and mass; `scale`, `sink_tokens`, `recent_window`,
-//! `tail_compensation` (in blocks of 64), `min_sparse_len`, `max_decode_tokens`, `precision`, `plan`, the budget. What the device engine does
+//! `tail_compensation` (in blocks of 64), `min_sparse_len`, `max_decode_tokens`, `precision`, `plan`, `memory_policy`, the budgets
+//! but those of a disk. What the device engine does
 //! not do is refused before anything is stored: the other rules, `max_error`, `use_hira_during_prefill`, `max_candidates` beside a rule without a number of keys.
 //! Coarse levels, builders and updaters would change speed only, and the device scans its whole sketch; `max_dropped_mass` is a planner's
 //! matter that would have to look at an answer before the next step, so a flat head stays sparse there and its certificate says so.
 
 use burn::tensor::{DType, Tensor};
 use hira_cache::HiraCache;
+use hira_index::RowPlace;
 use hira_index::burn::{
     DeviceLayout, DeviceRule, DeviceStep, HiraBackend, device_append, device_attend,
 };
@@ -69,8 +76,10 @@ impl DeviceAttention<'_> {
             value_dim,
             max_len: config.max_len,
             precision: config.index.precision,
+            rows: RowPlace::default(),
         };
-        if !cache.prepare_device::<B>(layer, &layout, tensors.k.dtype(), &tensors.k.device())? {
+        let device = tensors.k.device();
+        if !cache.prepare_device::<B>(layer, &layout, tensors.k.dtype(), &device)? {
             return Ok(None);
         }
         self.check_settings()?;
@@ -80,7 +89,7 @@ impl DeviceAttention<'_> {
                 received: "a layer with a window",
             });
         }
-        cache.check_device_append(layer, tokens)?;
+        cache.make_device_room::<B>(layer, tokens, &device)?;
         let before = cache.seq_len(layer);
         let mut report = AttentionReport::new(layer, before + tokens);
         let answered = if tokens <= self.config.max_decode_tokens {
@@ -221,8 +230,8 @@ impl DeviceAttention<'_> {
         if self.config.max_error.is_some() {
             return refused("max_error", "a promise of an error");
         }
-        if self.config.host_budget.is_some() || self.config.disk_path.is_some() {
-            return refused("host_budget, disk_path", "rows on disk");
+        if self.config.disk_path.is_some() {
+            return refused("disk_path", "rows on disk");
         }
         if self.config.use_hira_during_prefill {
             return refused("use_hira_during_prefill", "true");

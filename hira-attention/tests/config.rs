@@ -104,6 +104,7 @@ fn every_format_reads_what_it_wrote() {
     let config = HiraAttentionConfig {
         memory_policy: MemoryPolicy::Hybrid { num_fast_levels: 1 },
         memory_budget: Some(1 << 30),
+        device_budget: Some(1 << 20),
         max_candidates: Some(99),
         plan: PlanPolicy::Sparse,
         scale: Some(0.25),

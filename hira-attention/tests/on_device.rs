@@ -12,7 +12,7 @@ use hira_attention::{
 };
 use hira_cache::CacheError;
 use hira_index::burn::DeviceEngineError;
-use hira_memory::{MemoryPolicy, Part, Tier};
+use hira_memory::{MemoryError, MemoryPolicy, Part, Tier};
 use hira_threshold::ThresholdRule;
 
 /// Two sequences, groups of three queries.
@@ -148,14 +148,57 @@ fn wgpu_decodes_by_every_rule_as_in_f64() {
     }
 }
 
+const HYBRID: MemoryPolicy = MemoryPolicy::Hybrid { num_fast_levels: 1 };
+
 #[test]
 fn wgpu_grows_past_its_first_capacity() {
     let problem = Problem::random(32, SHAPE, 1031);
-    decodes_as_in_f64(
-        sparse().with_top_k(40).with_tail_compensation(false),
-        &problem,
-        1020,
-    );
+    for policy in [MemoryPolicy::AllDevice, HYBRID] {
+        let config = sparse().with_top_k(40).with_tail_compensation(false);
+        decodes_as_in_f64(config.with_memory_policy(policy), &problem, 1020);
+    }
+}
+
+/// Steps of two caches, whose exact rows lie in different places: the same keys, the same answers.
+#[test]
+fn wgpu_hybrid_answers_as_if_all_were_on_the_device() {
+    let problem = Problem::random(39, SHAPE, 203);
+    for (config, compensation) in [
+        (sparse().with_top_k(17), false),
+        (sparse().with_top_k(17), true),
+        (sparse().with_percentile(6.0), true),
+        (sparse().with_threshold(3.0), false),
+        (sparse().with_mass(0.9), true),
+        (HiraAttentionConfig::dense().with_scale(SCALE as f32), false),
+    ] {
+        let config = config.with_tail_compensation(compensation);
+        let hybrid = config.clone().with_memory_policy(HYBRID);
+        let mut caches = [cache_of(&config, 203), cache_of(&hybrid, 203)];
+        // a prompt, another, a few tokens at once, and steps
+        for range in [0..150, 150..190, 190..199, 199..200, 200..201] {
+            let answers = caches.each_mut().map(|cache| {
+                let attention: HiraAttention<Wgpu> = config.init(&Default::default()).unwrap();
+                let [q, k, v] = tensors(&problem, range.clone());
+                let (out, mut report) = attention.forward(q, k, v, cache, 0);
+                let attended = report.attended().unwrap();
+                report.fetch().unwrap();
+                (floats(out), attended, report.heads, report.certificates)
+            });
+            let [(out, attended, heads, certificates), other] = answers;
+            assert_eq!(attended, other.1, "{range:?}");
+            assert_eq!((&heads, &certificates), (&other.2, &other.3), "{range:?}");
+            for (ours, theirs) in other.0.iter().zip(&out) {
+                assert!((ours - theirs).abs() < 1e-5, "{range:?}: {ours} {theirs}");
+            }
+        }
+        let [all, some] = caches.map(|cache| cache.memory());
+        let rows = |dim: usize| SHAPE.sequences * SHAPE.kv_heads * 1024 * dim * 4;
+        assert_eq!(some.of(Part::Keys), rows(SHAPE.dim));
+        assert_eq!(some.of(Part::Sketch), all.of(Part::Sketch));
+        assert_eq!(some.total(), all.total());
+        let moved = rows(SHAPE.dim) + rows(SHAPE.value_dim);
+        assert_eq!(all.on(Tier::Device) - some.on(Tier::Device), moved);
+    }
 }
 
 #[test]
@@ -222,8 +265,13 @@ fn wgpu_agrees_with_the_host_engine() {
 
 #[test]
 fn wgpu_forks_and_truncates() {
+    for policy in [MemoryPolicy::AllDevice, HYBRID] {
+        forks_and_truncates(sparse().with_top_k(8).with_memory_policy(policy));
+    }
+}
+
+fn forks_and_truncates(config: HiraAttentionConfig) {
     let problem = Problem::random(35, SHAPE, 60);
-    let config = sparse().with_top_k(8);
     let attention: HiraAttention<Wgpu> = config.init(&Default::default()).unwrap();
     let mut cache = cache_of(&config, 60);
     let step = |cache: &mut HiraCache, range| {
@@ -269,18 +317,27 @@ fn wgpu_refuses_what_the_device_engine_does_not_do() {
             other => panic!("{named}: {other}"),
         }
     }
-    let mut hybrid = sparse();
-    hybrid.memory_policy = MemoryPolicy::Hybrid { num_fast_levels: 1 };
-    assert!(matches!(
-        refused(hybrid, 20),
-        AttentionError::Cache(CacheError::DevicePolicy { .. })
-    ));
     let mut poor = sparse();
     poor.memory_budget = Some(1000);
-    assert!(matches!(
-        refused(poor, 20),
-        AttentionError::Cache(CacheError::Memory(_))
-    ));
+    let hybrid = sparse().with_memory_policy(HYBRID);
+    for poor in [
+        poor,
+        sparse().with_device_budget(1000),
+        hybrid.clone().with_device_budget(1000),
+    ] {
+        assert!(matches!(
+            refused(poor, 20),
+            AttentionError::Cache(CacheError::Memory(_))
+        ));
+    }
+    match refused(hybrid.with_host_budget(1000), 20) {
+        AttentionError::Cache(CacheError::Memory(MemoryError::TierFull {
+            tier, limit, ..
+        })) => {
+            assert_eq!((tier, limit), (Tier::Host, 1000));
+        }
+        other => panic!("host_budget: {other}"),
+    }
     assert!(matches!(
         refused(sparse(), 10),
         AttentionError::Cache(CacheError::Capacity { .. })
@@ -294,6 +351,90 @@ fn wgpu_refuses_what_the_device_engine_does_not_do() {
     let (_, report) = attention.try_forward(q, k, v, &mut cache, 0).unwrap();
     assert!(!report.is_pending());
     assert_eq!(cache.memory().on(Tier::Device), 0);
+}
+
+/// Budgets hold to the byte, and what they refuse changes nothing.
+#[test]
+fn wgpu_budgets_hold_where_a_layer_grows() {
+    let problem = Problem::random(40, SHAPE, 1030);
+    let config = sparse().with_top_k(8).with_memory_policy(HYBRID);
+    // of 1024 tokens: codes, scale and residual; means of blocks; exact rows
+    let keys = SHAPE.sequences * SHAPE.kv_heads * 1024;
+    let device = keys * (SHAPE.dim + 4) + keys / 64 * SHAPE.value_dim * 4;
+    let host = keys * (SHAPE.dim + SHAPE.value_dim) * 4;
+    for (config, tier) in [
+        (config.clone().with_device_budget(device), Tier::Device),
+        (config.clone().with_host_budget(host), Tier::Host),
+    ] {
+        let attention: HiraAttention<Wgpu> = config.init(&Default::default()).unwrap();
+        let mut cache = cache_of(&config, 1030);
+        let step = |cache: &mut HiraCache, range| {
+            let [q, k, v] = tensors(&problem, range);
+            attention.try_forward(q, k, v, cache, 0)
+        };
+        step(&mut cache, 0..1024).unwrap();
+        let memory = cache.memory();
+        assert_eq!(memory.on(Tier::Device), device);
+        assert_eq!(memory.on(Tier::Host) - memory.of(Part::Sample), host);
+        match step(&mut cache, 1024..1025).unwrap_err() {
+            AttentionError::Cache(CacheError::Memory(MemoryError::TierFull {
+                tier: full,
+                requested,
+                ..
+            })) => {
+                assert_eq!(full, tier);
+                // of 1030 positions, rounded up to 2048
+                assert_eq!(requested, if tier == Tier::Device { device } else { host });
+            }
+            other => panic!("{tier}: {other}"),
+        }
+        assert_eq!((cache.seq_len(0), cache.memory()), (1024, memory));
+        cache.truncate(1000).unwrap();
+        step(&mut cache, 1000..1001).unwrap();
+    }
+}
+
+#[test]
+fn wgpu_adaptive_moves_rows_by_what_the_device_holds() {
+    let problem = Problem::random(41, SHAPE, 600);
+    let keys = SHAPE.sequences * SHAPE.kv_heads * 1024;
+    let below = keys * (SHAPE.dim + 4) + keys / 64 * SHAPE.value_dim * 4;
+    let rows = keys * (SHAPE.dim + SHAPE.value_dim) * 4;
+    let policy = MemoryPolicy::Adaptive { target_usage: 0.5 };
+    let config = sparse()
+        .with_top_k(8)
+        .with_memory_policy(policy)
+        // half of it holds one layer's rows beside two sketches
+        .with_device_budget(2 * (2 * below + rows) + 1000);
+    let attention: HiraAttention<Wgpu> = config.init(&Default::default()).unwrap();
+    let all = sparse().with_top_k(8);
+    let mut expected = cache_of(&all, 600);
+    let mut cache = cache_of(&config, 600);
+    let mut step = |cache: &mut HiraCache, layer, range: std::ops::Range<usize>| {
+        let answer = |cache: &mut HiraCache| {
+            let [q, k, v] = tensors(&problem, range.clone());
+            floats(attention.forward(q, k, v, cache, layer).0)
+        };
+        let (received, expected) = (answer(cache), answer(&mut expected));
+        for (ours, theirs) in received.iter().zip(&expected) {
+            assert!((ours - theirs).abs() < 1e-5, "{range:?}: {ours} {theirs}");
+        }
+        let memory = cache.memory();
+        let host = memory.on(Tier::Host) - memory.of(Part::Sample);
+        (memory.on(Tier::Device), host)
+    };
+    assert_eq!(step(&mut cache, 0, 0..200), (below + rows, 0));
+    // the second layer's rows would pass the target
+    assert_eq!(step(&mut cache, 1, 0..200), (2 * below + rows, rows));
+    assert_eq!(
+        step(&mut cache, 1, 200..255),
+        (2 * below + rows, rows),
+        "nothing to look at"
+    );
+    // with the first layer gone there is room: at the next look they come back
+    cache.layer_mut(0).unwrap().device_mut().clear();
+    assert_eq!(step(&mut cache, 1, 255..256), (below + rows, 0));
+    assert_eq!(step(&mut cache, 1, 256..257), (below + rows, 0));
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct CacheConfig {
     pub memory_policy: MemoryPolicy,
     /// A hard limit on the bytes of keys, values and index.
     pub budget: Budget,
+    /// A hard limit on the bytes of keys, values and sketches in the memory of a device, as allocated.
+    pub device_budget: Budget,
     /// A hard limit on the bytes of exact keys and values in main memory, as allocated; what every step reads (sketches, levels, means of values)
     /// comes on top. What does not fit goes to disk, or is refused if there is no [`disk_path`](Self::disk_path).
     pub host_budget: Budget,
@@ -82,6 +84,7 @@ impl CacheConfig {
             evict_slack: 0,
             memory_policy: MemoryPolicy::default(),
             budget: Budget::unlimited(),
+            device_budget: Budget::unlimited(),
             host_budget: Budget::unlimited(),
             disk_path: None,
             disk_budget: Budget::unlimited(),
@@ -146,6 +149,13 @@ impl CacheConfig {
     #[must_use]
     pub fn with_memory_policy(mut self, policy: MemoryPolicy) -> Self {
         self.memory_policy = policy;
+        self
+    }
+
+    /// Sets a hard limit on the bytes in the memory of a device.
+    #[must_use]
+    pub fn with_device_budget(mut self, budget: Budget) -> Self {
+        self.device_budget = budget;
         self
     }
 

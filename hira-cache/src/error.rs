@@ -1,8 +1,8 @@
 //! What a cache refuses, and why. After any error the cache holds what it held before.
 
-use hira_index::IndexError;
+use hira_index::{IndexError, RowsNotMoved};
 use hira_kernels::Precision;
-use hira_memory::{MemoryError, MemoryPolicy};
+use hira_memory::MemoryError;
 
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -164,14 +164,9 @@ pub enum CacheError {
         "the layer is held by a device: expected one in main memory (memory_policy = \"all_host\")"
     )]
     OnDevice,
-    /// The device engine does not place a layer as the policy asks for.
-    #[error(
-        "memory_policy: expected \"all_device\", or \"all_host\" for the host engine, on this device, received {received:?}"
-    )]
-    DevicePolicy {
-        /// The policy, after what the pressure made of it.
-        received: MemoryPolicy,
-    },
+    /// Exact keys and values of a device layer could not be moved.
+    #[error(transparent)]
+    Rows(#[from] RowsNotMoved),
     /// The device engine refused.
     #[cfg(feature = "burn")]
     #[error(transparent)]

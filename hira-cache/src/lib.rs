@@ -28,6 +28,8 @@ mod error;
 mod head;
 mod layer;
 mod means;
+#[cfg(feature = "burn")]
+mod on_device;
 pub mod persist;
 mod prefix;
 mod reindex;

@@ -57,7 +57,7 @@ pub use builder::{
     KdAxis, KdTreeBuilder, RandomizedBuilder,
 };
 pub use config::{IndexConfig, SampleConfig};
-pub use device::{DeviceMemory, DeviceSlot, DeviceStore};
+pub use device::{DeviceMemory, DeviceSlot, DeviceStore, DeviceUsage, RowPlace, RowsNotMoved};
 pub use dump::KeyPath;
 pub use error::IndexError;
 pub use index::HierarchicalIndex;

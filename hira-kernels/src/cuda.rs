@@ -59,3 +59,15 @@ pub fn has_headers() -> bool {
     };
     folder.is_some_and(|folder| folder.join("include/cuda_fp16.h").is_file())
 }
+
+/// Bytes of memory of device `ordinal` that are free, and all that it has; `None` without a driver or such a device.
+///
+/// Makes the device's primary context, the one that CUDA runtimes share, that of the calling thread.
+pub fn memory(ordinal: usize) -> Option<(u64, u64)> {
+    if !is_driver_present() {
+        return None;
+    }
+    let context = cudarc::driver::CudaContext::new(ordinal).ok()?;
+    let (free, total) = context.mem_get_info().ok()?;
+    Some((free as u64, total as u64))
+}

@@ -17,14 +17,16 @@ pub enum MemoryPolicy {
     AllDevice,
     /// Everything in main memory; rows that its budget has no room for go down a tier, the oldest first.
     AllHost,
-    /// The sketch and the first `num_fast_levels` coarse levels on the fastest tier, the rest one tier below.
+    /// The sketch and the first `num_fast_levels` coarse levels on the fastest tier, the rest one tier below. On a device, which has no coarse levels: sketch
+    /// and means of values there, exact keys and values in main memory.
     Hybrid {
         /// Coarse levels on the fastest tier.
         num_fast_levels: usize,
     },
     /// As [`MemoryPolicy::AllDevice`] while the fastest tier's usage stays below the target, then as
     /// [`MemoryPolicy::Hybrid`]: see [`MemoryPolicy::under_pressure`]. Between main memory and disk it keeps in memory the rows that steps read
-    /// most, up to the target; once that is passed it makes a tenth more room than it must, so that it does not move rows at every step.
+    /// most, up to the target; once that is passed it makes a tenth more room than it must, so that it does not move rows at every step. On a device it moves
+    /// the exact rows of whole layers, and lets them come back when the device would then be nine tenths of the target full at most.
     Adaptive {
         /// Fraction of the fastest tier's memory that may be used, in `(0, 1]`.
         target_usage: f32,

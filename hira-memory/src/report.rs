@@ -45,11 +45,15 @@ impl MemoryReport {
         of_part.map(|entry| entry.bytes).sum()
     }
 
-    /// Adds what a device engine has allocated.
+    /// Adds what a device engine has allocated, on the device and in main memory.
     pub fn add_device(&mut self, memory: &DeviceMemory) {
         self.add(Part::Sketch, Tier::Device, memory.sketch);
         self.add(Part::Keys, Tier::Device, memory.keys);
         self.add(Part::Values, Tier::Device, memory.values);
+        if memory.on_host() > 0 {
+            self.add(Part::Keys, Tier::Host, memory.host_keys);
+            self.add(Part::Values, Tier::Host, memory.host_values);
+        }
     }
 
     /// Adds `bytes` of `part` on `tier`.

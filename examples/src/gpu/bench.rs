@@ -14,6 +14,7 @@ use hira_attention::{
     PlanPolicy, Precision,
 };
 use hira_cache::CacheError;
+use hira_index::RowPlace;
 use hira_index::burn::{
     DeviceEngineError, DeviceLayout, HostAccessError, device_append, device_rows, with_host,
 };
@@ -206,6 +207,7 @@ impl<'a, B: HiraBackend> Bench<'a, B> {
             value_dim: dim,
             max_len: context,
             precision: cache.config().index.precision,
+            rows: RowPlace::Device,
         };
         for layer in 0..copies {
             if !cache.prepare_device::<B>(layer, &layout, settings.element.dtype(), device)? {
@@ -318,7 +320,9 @@ impl<'a, B: HiraBackend> Bench<'a, B> {
         let mut copies = Vec::with_capacity(self.copies);
         for layer in 0..self.copies {
             copies.push(match self.settings.element {
-                Element::Bf16 => device_rows::<B>(self.cache.device_store_mut(layer)?)?,
+                Element::Bf16 => {
+                    device_rows::<B>(self.cache.device_store_mut(layer)?, 0..self.case.context)?
+                }
                 _ => self.keys_and_values(0..self.case.context),
             });
         }

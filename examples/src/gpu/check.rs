@@ -6,6 +6,7 @@ use hira_attention::{
     HiraCache, PlanPolicy, Precision,
 };
 use hira_cache::CacheError;
+use hira_index::RowPlace;
 use hira_index::burn::{
     DeviceEngineError, DeviceLayout, HostAccessError, device_append, with_host,
 };
@@ -358,6 +359,7 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
             value_dim: shape.value_dim,
             max_len: self.rows.tokens,
             precision: cache.config().index.precision,
+            rows: RowPlace::Device,
         };
         if !cache.prepare_device::<B>(0, &layout, self.check.element.dtype(), self.device)? {
             return Err(state("a backend with a device engine"));

@@ -1,5 +1,7 @@
 //! Under autodiff, the engine runs on the inner backend: a selection has no gradient of its own.
 
+use std::ops::Range;
+
 use burn::{
     backend::{Autodiff, autodiff::checkpoint::strategy::CheckpointStrategy},
     tensor::{DType, Shape, backend::AutodiffBackend, ops::FloatTensor},
@@ -8,7 +10,7 @@ use burn::{
 use super::{
     DeviceAnswer, DeviceEngineError, DeviceLayout, DeviceStep, HiraBackend, HostAccessError,
 };
-use crate::DeviceStore;
+use crate::{DeviceStore, DeviceUsage};
 
 impl<B: HiraBackend, C: CheckpointStrategy> HiraBackend for Autodiff<B, C> {
     fn with_host<R>(
@@ -48,7 +50,14 @@ impl<B: HiraBackend, C: CheckpointStrategy> HiraBackend for Autodiff<B, C> {
         Ok((Self::from_inner(out), record))
     }
 
-    fn device_rows(store: &dyn DeviceStore) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
-        Ok(B::device_rows(store)?.map(Self::from_inner))
+    fn device_rows(
+        store: &mut dyn DeviceStore,
+        tokens: Range<usize>,
+    ) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
+        Ok(B::device_rows(store, tokens)?.map(Self::from_inner))
+    }
+
+    fn device_usage(device: &Self::Device) -> Option<DeviceUsage> {
+        B::device_usage(device)
     }
 }

@@ -4,16 +4,20 @@
 use std::{
     any::Any,
     fmt,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use burn::tensor::{DType, Shape, TensorMetadata, ops::FloatTensor};
+use burn::tensor::{
+    DType, Shape, Slice, TensorMetadata,
+    ops::{FloatTensor, FloatTensorOps},
+};
 use burn_cubecl::{
     BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement,
-    cubecl::{client::ComputeClient, server::Handle},
+    cubecl::{client::ComputeClient, device::Device, server::Handle},
     kernel::into_contiguous,
     ops::numeric::empty_device_contiguous_dtype,
     tensor::CubeTensor,
@@ -21,8 +25,8 @@ use burn_cubecl::{
 use hira_kernels::{
     Precision,
     cube::{
-        self, DecodeParams, DeviceCertificate, DeviceFaults, DeviceLayer, DeviceRows, DeviceShape,
-        DeviceWorkspace,
+        self, Attended, DecodeParams, DeviceCertificate, DeviceFaults, DeviceLayer, DeviceRows,
+        DeviceShape, DeviceWorkspace,
     },
 };
 
@@ -30,7 +34,7 @@ use super::{
     DeviceAnswer, DeviceEngineError, DeviceHead, DeviceLayout, DeviceRecord, DeviceRule,
     DeviceStep, HiraBackend,
 };
-use crate::{DeviceMemory, DeviceStore};
+use crate::{DeviceMemory, DeviceStore, DeviceUsage, RowPlace, RowsNotMoved};
 
 /// Tokens that a new layer has room for, if the sequence can be so long.
 const FIRST_CAPACITY: usize = 1024;
@@ -65,11 +69,35 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> HiraBacken
         of_runtime_mut::<R>(store)?.attend(queries, step)
     }
 
-    fn device_rows(store: &dyn DeviceStore) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
-        let store = (store as &dyn Any)
-            .downcast_ref::<CubeStore<R>>()
-            .ok_or(DeviceEngineError::Foreign)?;
-        Ok(store.rows())
+    fn device_rows(
+        store: &mut dyn DeviceStore,
+        tokens: Range<usize>,
+    ) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
+        let store = of_runtime_mut::<R>(store)?;
+        let start = match store.rows() {
+            RowPlace::Device => tokens.start,
+            RowPlace::Host => 0,
+        };
+        let rows = store.rows_of(tokens)?;
+        Ok(rows.map(|rows| {
+            let shape = rows.shape();
+            let whole = |i: usize| Slice::from(0..shape[i]);
+            match start {
+                0 => rows,
+                _ => Self::float_slice(
+                    rows,
+                    &[whole(0), whole(1), Slice::from(start..shape[2]), whole(3)],
+                ),
+            }
+        }))
+    }
+
+    fn device_usage(device: &Self::Device) -> Option<DeviceUsage> {
+        let usage = cube::memory_usage(&R::client(device), device.to_id().index_id.into())?;
+        Some(DeviceUsage {
+            used: usage.used as usize,
+            total: usage.total as usize,
+        })
     }
 }
 
@@ -126,7 +154,10 @@ impl<R: CubeRuntime> CubeStore<R> {
             precision: layout.stored(element)?,
         };
         let capacity = FIRST_CAPACITY.min(layout.max_len);
-        let layer = DeviceLayer::new(&client, shape, capacity)?;
+        let layer = match layout.rows {
+            RowPlace::Device => DeviceLayer::new(&client, shape, capacity)?,
+            RowPlace::Host => DeviceLayer::with_host_rows(&client, shape, capacity)?,
+        };
         let shared =
             sibling.filter(|sibling| sibling.layer.shape() == shape && sibling.device == *device);
         let scratch = match shared {
@@ -202,24 +233,30 @@ impl<R: CubeRuntime> CubeStore<R> {
         let out_of = of_heads(&out, shape.value_dim);
         let mut workspace = self.scratch.lock();
         workspace.reserve(&self.client, self.layer.capacity())?;
-        let params = params(step);
-        match params {
+        let mut params = params(step);
+        let attended = match &params {
             Some(params) => cube::decode(
                 &self.client,
-                &self.layer,
+                &mut self.layer,
                 &mut workspace,
                 &queries_of,
                 &out_of,
-                &params,
+                params,
             )?,
-            None => cube::decode_dense(
-                &self.client,
-                &self.layer,
-                &mut workspace,
-                &queries_of,
-                &out_of,
-                step.scale,
-            )?,
+            None => {
+                cube::decode_dense(
+                    &self.client,
+                    &mut self.layer,
+                    &mut workspace,
+                    &queries_of,
+                    &out_of,
+                    step.scale,
+                )?;
+                Attended::Everything
+            }
+        };
+        if attended == Attended::Everything {
+            params = None;
         }
         let record = CubeRecord {
             client: self.client.clone(),
@@ -249,29 +286,57 @@ impl<R: CubeRuntime> CubeStore<R> {
         Ok(into_contiguous(tensor))
     }
 
-    fn rows(&self) -> [CubeTensor<R>; 2] {
+    /// The rows of these tokens if they are in main memory, else those of all tokens up to the last of them.
+    fn rows_of(&mut self, tokens: Range<usize>) -> Result<[CubeTensor<R>; 2], DeviceEngineError> {
         let shape = self.layer.shape();
         let dtype = match shape.precision {
             Precision::F32 => DType::F32,
             Precision::F16 => DType::F16,
             Precision::Bf16 => DType::BF16,
         };
-        let rows = |handle: Handle, dim: usize| {
-            let (heads, capacity) = (self.layout.kv_heads, self.layer.capacity());
-            let mut tensor = CubeTensor::new_contiguous(
+        let tensor = |handle: Handle, capacity: usize, dim: usize| {
+            CubeTensor::new_contiguous(
                 self.client.clone(),
                 self.device.clone(),
-                Shape::new([self.layout.sequences, heads, capacity, dim]),
+                Shape::new([self.layout.sequences, self.layout.kv_heads, capacity, dim]),
                 handle,
                 dtype,
-            );
-            tensor.meta.shape_mut()[2] = self.layer.len();
-            tensor
+            )
         };
-        [
-            rows(self.layer.keys_handle(), shape.dim),
-            rows(self.layer.values_handle(), shape.value_dim),
-        ]
+        let (len, dims) = (tokens.len(), [shape.dim, shape.value_dim]);
+        if let Some(handles) = self.layer.device_rows() {
+            let capacity = self.layer.capacity();
+            let [keys, values] = handles;
+            let all = [(keys, dims[0]), (values, dims[1])];
+            return Ok(all.map(|(handle, dim)| {
+                let mut tensor = tensor(handle, capacity, dim);
+                tensor.meta.shape_mut()[2] = tokens.end;
+                tensor
+            }));
+        }
+        self.layer.settle_rows(&self.client)?;
+        let sent = self.layer.sent_rows(&self.client, tokens);
+        let [keys, values] = sent.ok_or(DeviceEngineError::Read)?;
+        Ok([tensor(keys, len, dims[0]), tensor(values, len, dims[1])])
+    }
+
+    /// Bytes with so many tokens, and rows there.
+    fn bytes(&self, len: usize, rows: RowPlace) -> DeviceMemory {
+        let capacity = self.capacity_for(len);
+        match self.layer.bytes_with(capacity, len, rows == RowPlace::Host) {
+            Ok(bytes) => DeviceMemory {
+                keys: bytes.keys as usize,
+                values: bytes.values as usize,
+                sketch: bytes.sketch as usize,
+                host_keys: bytes.host_keys as usize,
+                host_values: bytes.host_values as usize,
+            },
+            // no buffer reaches so far: nothing that is limited has room for it
+            Err(_) => DeviceMemory {
+                sketch: usize::MAX,
+                ..DeviceMemory::default()
+            },
+        }
     }
 }
 
@@ -334,19 +399,26 @@ impl<R: CubeRuntime> DeviceStore for CubeStore<R> {
     }
 
     fn memory(&self) -> DeviceMemory {
-        let bytes = self.layer.bytes_by_part();
-        DeviceMemory {
-            keys: bytes.keys as usize,
-            values: bytes.values as usize,
-            sketch: bytes.sketch as usize,
+        self.bytes(self.layer.len(), self.rows())
+    }
+
+    fn memory_with(&self, tokens: usize, rows: RowPlace) -> DeviceMemory {
+        self.bytes(self.layer.len() + tokens, rows)
+    }
+
+    fn rows(&self) -> RowPlace {
+        match self.layer.has_host_rows() {
+            true => RowPlace::Host,
+            false => RowPlace::Device,
         }
     }
 
-    fn growth(&self, tokens: usize) -> usize {
-        let capacity = self.capacity_for(self.layer.len() + tokens);
-        let bytes = self.layer.shape().bytes(capacity);
-        let total = bytes.map_or(usize::MAX, |bytes| bytes.total() as usize);
-        total.saturating_sub(self.memory().total())
+    fn move_rows(&mut self, to: RowPlace) -> Result<(), RowsNotMoved> {
+        let moved = match to {
+            RowPlace::Device => self.layer.rows_to_device(&self.client),
+            RowPlace::Host => self.layer.rows_to_host(&self.client),
+        };
+        moved.map_err(|_| RowsNotMoved)
     }
 }
 

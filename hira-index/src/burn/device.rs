@@ -1,12 +1,12 @@
 //! The device engine's part of [`HiraBackend`](super::HiraBackend): what is asked of it, and what it answers.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, ops::Range, sync::Arc};
 
 use burn::tensor::{DType, Tensor, TensorPrimitive, ops::FloatTensor};
 use hira_kernels::Precision;
 
 use super::HiraBackend;
-use crate::DeviceStore;
+use crate::{DeviceStore, RowPlace};
 
 /// Shape of a layer on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct DeviceLayout {
     pub max_len: usize,
     /// What keys and values are to be stored in. See [`DeviceLayout::stored`].
     pub precision: Precision,
+    /// Where exact keys and values are to lie.
+    pub rows: RowPlace,
 }
 
 impl DeviceLayout {
@@ -155,7 +157,7 @@ pub enum DeviceEngineError {
         /// The first such position (of queries: the row).
         position: usize,
     },
-    /// The device could not be read.
+    /// The device could not be read, or rows of more tokens were asked for than there are.
     #[error("the device could not be read")]
     Read,
     /// The kernels refuse.
@@ -198,8 +200,9 @@ pub fn device_attend<B: HiraBackend>(
 ///
 /// As [`HiraBackend::device_rows`].
 pub fn device_rows<B: HiraBackend>(
-    store: &dyn DeviceStore,
+    store: &mut dyn DeviceStore,
+    tokens: Range<usize>,
 ) -> Result<[Tensor<B, 4>; 2], DeviceEngineError> {
-    let rows = B::device_rows(store)?;
+    let rows = B::device_rows(store, tokens)?;
     Ok(rows.map(|rows| Tensor::from_primitive(TensorPrimitive::Float(rows))))
 }

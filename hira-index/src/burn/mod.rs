@@ -4,6 +4,8 @@
 //! a tensor is contiguous `f32`; every other backend (CUDA and wgpu through CubeCL, or one of your own with an empty
 //! `impl HiraBackend for MyBackend {}`) reads its tensor back through [`TensorData`].
 
+use std::ops::Range;
+
 use burn::tensor::{
     DType, Shape, Tensor, TensorData, TensorPrimitive,
     backend::{Backend, ExecutionError},
@@ -28,7 +30,7 @@ pub use device::{
 };
 pub use index::TensorError;
 
-use crate::DeviceStore;
+use crate::{DeviceStore, DeviceUsage};
 
 /// Why a tensor could not be read on the host.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +125,8 @@ pub trait HiraBackend: Backend {
         None
     }
 
-    /// Stores `keys` `[B, Hkv, L, D]` and `values` `[B, Hkv, L, Dv]` after those that are there, without waiting for the device.
+    /// Stores `keys` `[B, Hkv, L, D]` and `values` `[B, Hkv, L, Dv]` after those that are there, without waiting for the device; more than
+    /// a few tokens whose rows go to main memory are waited for.
     ///
     /// # Errors
     ///
@@ -137,7 +140,8 @@ pub trait HiraBackend: Backend {
         Err(DeviceEngineError::NoEngine)
     }
 
-    /// Attends to the layer's keys with `queries` `[B, Hq, 1, D]`, without waiting for the device.
+    /// Attends to the layer's keys with `queries` `[B, Hq, 1, D]`, without waiting for the device. If exact rows lie in main memory it waits once, for
+    /// the list of those that the step reads.
     ///
     /// # Errors
     ///
@@ -151,16 +155,25 @@ pub trait HiraBackend: Backend {
         Err(DeviceEngineError::NoEngine)
     }
 
-    /// The layer's exact keys `[B, Hkv, N, D]` and values `[B, Hkv, N, Dv]` as they are stored, where they lie.
+    /// The exact keys `[B, Hkv, N, D]` and values `[B, Hkv, N, Dv]` of `N` tokens as they are stored: where they lie, or, of rows in main memory, a copy.
     ///
     /// The tensors see what is stored later in the place of what [`DeviceStore::truncate`] forgot: use them before that.
     ///
     /// # Errors
     ///
     /// [`DeviceEngineError`].
-    fn device_rows(store: &dyn DeviceStore) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
-        let _ = store;
+    fn device_rows(
+        store: &mut dyn DeviceStore,
+        tokens: Range<usize>,
+    ) -> Result<[FloatTensor<Self>; 2], DeviceEngineError> {
+        let _ = (store, tokens);
         Err(DeviceEngineError::NoEngine)
+    }
+
+    /// How full the memory of `device` is, if its driver can be asked: that of CUDA can.
+    fn device_usage(device: &Self::Device) -> Option<DeviceUsage> {
+        let _ = device;
+        None
     }
 }
 

@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 use crate::Precision;
 
 use super::bounds::LOWEST;
-use super::shape::{BLOCK, UNITS};
+use super::marks::{CHUNK_WORDS, row_of};
+use super::shape::{BLOCK, CHUNK, UNITS};
 use super::survivors::TAIL;
 use super::threshold::CUT;
 use super::words::{Lanes, Words, quad};
@@ -64,6 +65,8 @@ pub(super) fn attend(
     tails: &Array<f32>,
     cuts: &Array<u32>,
     parts: &mut Array<f32>,
+    marks: &Array<u32>,
+    ranks: &Array<u32>,
     scale: f32,
     sinks: u32,
     window_start: u32,
@@ -77,6 +80,7 @@ pub(super) fn attend(
     #[comptime] value_dim: usize,
     #[comptime] precision: Precision,
     #[comptime] compensate: bool,
+    #[comptime] staged: bool,
 ) {
     let row_vectors = comptime!(value_dim * precision.bytes() / 16);
     let mut weights = SharedMemory::<f32>::new(comptime!(UNITS as usize));
@@ -85,7 +89,9 @@ pub(super) fn attend(
 
     let unit = UNIT_POS as usize;
     let query = CUBE_POS_Y as usize;
-    let head_row = query / group * capacity as usize;
+    let head = query / group;
+    let head_row = head * capacity as usize;
+    let words = (len as usize).div_ceil(CHUNK) * CHUNK_WORDS;
     let row = query * work_capacity as usize;
     let cut = f32::reinterpret(cuts[query * CUT + 1]);
     let last_tie = cuts[query * CUT + 2];
@@ -145,12 +151,8 @@ pub(super) fn attend(
                     let weight = weights[e];
                     let source = rows[e];
                     if source >> 31u32 == 0u32 {
-                        let value = quad(
-                            values,
-                            (head_row + source as usize) * row_vectors,
-                            column,
-                            precision,
-                        );
+                        let at_row = row_of(marks, ranks, head, head_row, words, source, staged);
+                        let value = quad(values, at_row * row_vectors, column, precision);
                         sum = fma(Lanes::new(weight), value, sum);
                     } else if weight > 0.0f32 {
                         let block = head_row / BLOCK + (source & 0x7fff_ffffu32) as usize;

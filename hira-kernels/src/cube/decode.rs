@@ -1,23 +1,24 @@
 //! The launches of a decode step.
 
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 
 use super::attend::attend;
 use super::bounds::LOWEST;
 use super::combine::{MAX_PARTS, combine};
 use super::dense::dense;
+use super::marks::{CHUNK_WORDS, mark};
 use super::mass::{mass_histogram, mass_reference, mass_threshold};
 use super::rows::{StridesLaunch, argument};
 use super::scan::scan;
 use super::shape::{CHUNK, KEYS, UNITS};
+use super::splits::{BUSY, Splits};
+use super::staged::Staged;
 use super::survivors::survivors;
 use super::threshold::{settle_top, threshold_fixed, threshold_top};
 use super::{
     DecodeParams, DeviceError, DeviceLayer, DeviceRows, DeviceRule, DeviceShape, DeviceWorkspace,
 };
-
-/// Cubes that keep a large device busy; with fewer queries each is cut into more splits.
-const BUSY: usize = 2048;
 
 /// Groups of keys for each key that is looked for, at least: the threshold then lies little below the best one.
 const SPARE: usize = 4;
@@ -28,38 +29,20 @@ const ATTENDED: usize = 64;
 /// Keys of a dense cube, at least.
 const DENSE_RUN: usize = 256;
 
-/// How the keys of a query are divided among cubes.
+/// Keys of a head that a dense step brings from main memory at a time, about, and the most rows a head for which a sparse step brings survivors where
+/// a layer is short.
+const BROUGHT: usize = 4 * CHUNK;
+
+/// Of the rows in main memory one in so many is brought for a sparse step at most. More are not fewer bytes than all of them in a row.
+const BROUGHT_SHARE: usize = 4;
+
+/// What a step attended to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Splits {
-    chunks: usize,
-    chunks_each: usize,
-    count: usize,
-}
-
-impl Splits {
-    fn new(shape: &DeviceShape, len: usize) -> Self {
-        let chunks = len.div_ceil(CHUNK);
-        let wanted = BUSY
-            .div_ceil(shape.queries())
-            .clamp(1, MAX_PARTS)
-            .min(chunks);
-        let chunks_each = chunks.div_ceil(wanted);
-        Self {
-            chunks,
-            chunks_each,
-            count: chunks.div_ceil(chunks_each),
-        }
-    }
-
-    fn keys(&self) -> usize {
-        self.chunks_each * CHUNK
-    }
-}
-
-/// Number of splits, and keys of each.
-pub(super) fn splits_of(shape: &DeviceShape, len: usize) -> (usize, usize) {
-    let splits = Splits::new(shape, len);
-    (splits.count, splits.keys())
+pub enum Attended {
+    /// The keys that its rule selects, sinks and window.
+    Selected,
+    /// Every key.
+    Everything,
 }
 
 /// Attends to the keys that a rule selects, to sinks and to the window.
@@ -83,26 +66,43 @@ pub(super) fn splits_of(shape: &DeviceShape, len: usize) -> (usize, usize) {
 /// # Complexity
 ///
 /// 5 to 7 launches; no allocation and no synchronisation. Reads `D + 4` bytes a key for every head, 8 bytes a query and key, and the survivors.
+///
+/// # Rows in main memory
+///
+/// A layer whose exact rows lie there has one launch more and waits for the device once, between threshold and survivors: it reads one bit a key
+/// and head (and the rows that were appended since), gathers the marked rows, each once for its whole group, and sends them in one copy with
+/// `len / 8` bytes a head that say where each lies. What is selected is the same. If more than a quarter of the rows are marked (and more than 4096 a
+/// head), the step attends to every key instead, as [`decode_dense`] does, and says so.
 pub fn decode<R: Runtime>(
     client: &ComputeClient<R>,
-    layer: &DeviceLayer<R>,
+    layer: &mut DeviceLayer<R>,
     work: &mut DeviceWorkspace<R>,
     queries: &DeviceRows,
     out: &DeviceRows,
     params: &DecodeParams,
-) -> Result<(), DeviceError> {
+) -> Result<Attended, DeviceError> {
     params.check()?;
-    let step = Step::new(client, layer, work, queries, out)?;
-    let splits = Splits::new(&step.shape, layer.len());
+    let mut step = Step::new(client, layer, work, queries, out)?;
+    let splits = Splits::new(&step.shape, step.layer.len());
     step.scan(&splits);
     let expected = step.threshold(&splits, params);
-    step.survivors(&splits, params);
+    let rows = match step.layer.device_rows() {
+        Some(rows) => Rows::Device(rows),
+        None => match step.bring(&splits, params)? {
+            Some(staged) => Rows::Staged(staged),
+            None => {
+                step.dense_from_host(params.scale)?;
+                return Ok(Attended::Everything);
+            }
+        },
+    };
+    step.survivors(&splits, params, &rows);
     if let Settled::Top(k) = expected {
         step.settle(&splits, k);
     }
-    let parts = step.attend(&splits, params, expected);
+    let parts = step.attend(&splits, params, expected, &rows);
     step.combine(parts, splits.count, params.scale, false, params.compensate);
-    Ok(())
+    Ok(Attended::Selected)
 }
 
 /// Attends to all keys.
@@ -117,10 +117,11 @@ pub fn decode<R: Runtime>(
 ///
 /// # Complexity
 ///
-/// 2 launches; no allocation and no synchronisation. Reads every key and value once for all queries of its head.
+/// 2 launches; no allocation and no synchronisation. Reads every key and value once for all queries of its head. Rows in main memory are brought
+/// about 4096 a head at a time, a launch each; what is still on its way there from the device is waited for.
 pub fn decode_dense<R: Runtime>(
     client: &ComputeClient<R>,
-    layer: &DeviceLayer<R>,
+    layer: &mut DeviceLayer<R>,
     work: &mut DeviceWorkspace<R>,
     queries: &DeviceRows,
     out: &DeviceRows,
@@ -129,10 +130,52 @@ pub fn decode_dense<R: Runtime>(
     if !(scale > 0.0 && scale.is_finite()) {
         return Err(DeviceError::Parameter);
     }
-    let step = Step::new(client, layer, work, queries, out)?;
-    let parts = step.dense(scale);
+    let mut step = Step::new(client, layer, work, queries, out)?;
+    let Some(rows) = step.layer.device_rows() else {
+        return step.dense_from_host(scale);
+    };
+    let len = step.layer.len();
+    let run = step.dense_run(BUSY.div_ceil(step.shape.heads).clamp(1, MAX_PARTS));
+    let parts = len.div_ceil(run);
+    let piece = Piece {
+        rows,
+        len,
+        capacity: step.layer.capacity(),
+        first_part: 0,
+    };
+    step.dense(&piece, scale, run, parts);
     step.combine(parts, 0, scale, true, false);
     Ok(())
+}
+
+/// Exact rows that a sparse step reads.
+enum Rows {
+    /// At their positions.
+    Device([Handle; 2]),
+    /// Brought for this step.
+    Staged(Staged),
+}
+
+impl Rows {
+    fn is_staged(&self) -> bool {
+        matches!(self, Rows::Staged(_))
+    }
+
+    /// Keys, values, and the ranks of words of marks; something that is not read where there are none.
+    fn handles(&self) -> [&Handle; 3] {
+        match self {
+            Rows::Device([keys, values]) => [keys, values, keys],
+            Rows::Staged(staged) => [&staged.keys, &staged.values, &staged.ranks],
+        }
+    }
+}
+
+/// Exact rows of neighbouring positions that a dense launch reads, `[heads][capacity]`, and the first part that it writes.
+struct Piece {
+    rows: [Handle; 2],
+    len: usize,
+    capacity: usize,
+    first_part: usize,
 }
 
 /// What a threshold leaves to do.
@@ -147,7 +190,7 @@ enum Settled {
 /// One step's arguments, checked.
 struct Step<'a, R: Runtime> {
     client: &'a ComputeClient<R>,
-    layer: &'a DeviceLayer<R>,
+    layer: &'a mut DeviceLayer<R>,
     work: &'a DeviceWorkspace<R>,
     queries: &'a DeviceRows,
     out: &'a DeviceRows,
@@ -157,7 +200,7 @@ struct Step<'a, R: Runtime> {
 impl<'a, R: Runtime> Step<'a, R> {
     fn new(
         client: &'a ComputeClient<R>,
-        layer: &'a DeviceLayer<R>,
+        layer: &'a mut DeviceLayer<R>,
         work: &'a mut DeviceWorkspace<R>,
         queries: &'a DeviceRows,
         out: &'a DeviceRows,
@@ -326,13 +369,42 @@ impl<'a, R: Runtime> Step<'a, R> {
         self.layer.len().saturating_sub(params.window) as u32
     }
 
-    fn survivors(&self, splits: &Splits, params: &DecodeParams) {
+    /// Brings the survivors of all queries from main memory, if they are few enough. Waits for the device.
+    fn bring(
+        &mut self,
+        splits: &Splits,
+        params: &DecodeParams,
+    ) -> Result<Option<Staged>, DeviceError> {
+        mark::launch(
+            self.client,
+            CubeCount::Static(splits.chunks as u32, self.shape.heads as u32, 1),
+            CubeDim::new_1d(UNITS),
+            self.work.estimates(),
+            self.layer.parameters(),
+            self.work.constants(),
+            self.work.cuts(),
+            self.work.marks(),
+            params.sinks.min(u32::MAX as usize) as u32,
+            self.window_start(params),
+            self.layer.len() as u32,
+            self.layer.capacity() as u32,
+            self.work.capacity() as u32,
+            self.shape.group,
+        );
+        let words = self.shape.heads * splits.chunks * CHUNK_WORDS;
+        let most = (self.layer.len() / BROUGHT_SHARE).max(BROUGHT) * self.shape.heads;
+        let marks = self.work.marks_handle(words);
+        self.layer.stage(self.client, marks, most)
+    }
+
+    fn survivors(&self, splits: &Splits, params: &DecodeParams, rows: &Rows) {
+        let [keys, _, ranks] = rows.handles();
         survivors::launch(
             self.client,
             self.by_split(splits.count),
             CubeDim::new_1d(UNITS),
             self.query_argument(),
-            self.layer.keys(),
+            argument(keys, 16),
             self.layer.means(),
             self.layer.parameters(),
             self.work.estimates(),
@@ -342,6 +414,8 @@ impl<'a, R: Runtime> Step<'a, R> {
             self.work.scores(),
             self.work.counts(),
             self.work.tails(),
+            self.work.marks(),
+            argument(ranks, 4),
             Self::strides(self.queries),
             self.queries.heads_per_batch as u32,
             params.scale,
@@ -356,6 +430,7 @@ impl<'a, R: Runtime> Step<'a, R> {
             self.shape.value_dim,
             self.shape.precision,
             params.compensate,
+            rows.is_staged(),
             self.queries.element,
         );
     }
@@ -376,7 +451,14 @@ impl<'a, R: Runtime> Step<'a, R> {
         );
     }
 
-    fn attend(&self, splits: &Splits, params: &DecodeParams, settled: Settled) -> usize {
+    fn attend(
+        &self,
+        splits: &Splits,
+        params: &DecodeParams,
+        settled: Settled,
+        rows: &Rows,
+    ) -> usize {
+        let [_, values, ranks] = rows.handles();
         let likely = match settled {
             Settled::Top(k) => k + params.sinks + params.window,
             Settled::All => self.layer.len(),
@@ -388,7 +470,7 @@ impl<'a, R: Runtime> Step<'a, R> {
             self.client,
             self.by_split(parts),
             CubeDim::new_1d(UNITS),
-            self.layer.values(),
+            argument(values, 16),
             self.layer.means(),
             self.work.positions(),
             self.work.scores(),
@@ -396,6 +478,8 @@ impl<'a, R: Runtime> Step<'a, R> {
             self.work.tails(),
             self.work.cuts(),
             self.work.parts(),
+            self.work.marks(),
+            argument(ranks, 4),
             params.scale,
             params.sinks.min(u32::MAX as usize) as u32,
             self.window_start(params),
@@ -409,40 +493,65 @@ impl<'a, R: Runtime> Step<'a, R> {
             self.shape.value_dim,
             self.shape.precision,
             params.compensate,
+            rows.is_staged(),
         );
         parts
     }
 
-    fn dense(&self, scale: f32) -> usize {
+    /// Attends to all keys, whose rows lie in main memory: as many at a time as make whole parts.
+    fn dense_from_host(&mut self, scale: f32) -> Result<(), DeviceError> {
+        self.layer.settle_rows(self.client)?;
         let len = self.layer.len();
-        let wanted = BUSY.div_ceil(self.shape.heads).clamp(1, MAX_PARTS);
-        let run = len
-            .div_ceil(wanted)
-            .max(DENSE_RUN)
-            .next_multiple_of(UNITS as usize / 4);
+        let run = self.dense_run(MAX_PARTS);
         let parts = len.div_ceil(run);
+        let each = (BROUGHT / run).max(1);
+        for first_part in (0..parts).step_by(each) {
+            let tokens = first_part * run..((first_part + each) * run).min(len);
+            let len = tokens.len();
+            let rows = self.layer.sent_rows(self.client, tokens);
+            let piece = Piece {
+                rows: rows.ok_or(DeviceError::Read)?,
+                len,
+                capacity: len,
+                first_part,
+            };
+            self.dense(&piece, scale, run, parts);
+        }
+        self.combine(parts, 0, scale, true, false);
+        Ok(())
+    }
+
+    /// Keys of a part if there are to be so many.
+    fn dense_run(&self, parts: usize) -> usize {
+        let run = self.layer.len().div_ceil(parts).max(DENSE_RUN);
+        run.next_multiple_of(UNITS as usize / 4)
+    }
+
+    fn dense(&self, piece: &Piece, scale: f32, run: usize, parts: usize) {
+        let [keys, values] = &piece.rows;
         dense::launch(
             self.client,
-            CubeCount::Static(parts as u32, self.shape.heads as u32, 1),
+            CubeCount::Static(piece.len.div_ceil(run) as u32, self.shape.heads as u32, 1),
             CubeDim::new_1d(UNITS),
             self.query_argument(),
-            self.layer.keys(),
-            self.layer.values(),
+            argument(keys, 16),
+            argument(values, 16),
             self.work.parts(),
             self.work.constants(),
             Self::strides(self.queries),
             self.queries.heads_per_batch as u32,
             scale,
-            len as u32,
+            piece.len as u32,
             run as u32,
-            self.layer.capacity() as u32,
+            piece.capacity as u32,
+            piece.first_part as u32,
+            parts as u32,
             self.shape.group,
             self.shape.dim,
             self.shape.value_dim,
             self.shape.precision,
             self.queries.element,
         );
-        parts
     }
 
     fn combine(&self, parts: usize, splits: usize, scale: f32, dense: bool, compensate: bool) {

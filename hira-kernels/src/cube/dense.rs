@@ -16,7 +16,8 @@ const BATCH: usize = UNITS as usize / 4;
 
 /// One cube a head and run of `run` keys; all queries of the group share the keys and values that it reads.
 ///
-/// Writes the last constant of a query, and the parts of [`attend`](super::attend::attend), for [`combine`](super::combine::combine).
+/// Writes the last constant of a query, and the parts of [`attend`](super::attend::attend), for [`combine`](super::combine::combine): from part
+/// `first_part` of `part_count` on, so that rows which do not lie on the device can come in pieces.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn dense<F: Float>(
@@ -31,6 +32,8 @@ pub(super) fn dense<F: Float>(
     len: u32,
     run: u32,
     capacity: u32,
+    first_part: u32,
+    part_count: u32,
     #[comptime] group: usize,
     #[comptime] dim: usize,
     #[comptime] value_dim: usize,
@@ -196,6 +199,7 @@ pub(super) fn dense<F: Float>(
         at += comptime!(BATCH as u32);
     }
 
+    let own_part = (first_part + CUBE_POS_X) as usize;
     if query < group {
         largest_of[unit] = kept;
     }
@@ -205,8 +209,8 @@ pub(super) fn dense<F: Float>(
         for l in 0..16usize {
             total += largest_of[query * 16 + l];
         }
-        let part = ((head * group + query) * CUBE_COUNT_X as usize + CUBE_POS_X as usize)
-            * comptime!(PART + value_dim);
+        let part =
+            ((head * group + query) * part_count as usize + own_part) * comptime!(PART + value_dim);
         parts[part] = largest;
         parts[part + 1] = total;
         parts[part + 2] = 0.0f32;
@@ -216,8 +220,8 @@ pub(super) fn dense<F: Float>(
     }
     #[unroll]
     for g in 0..group {
-        let part = ((head * group + g) * CUBE_COUNT_X as usize + CUBE_POS_X as usize)
-            * comptime!(PART + value_dim);
+        let part =
+            ((head * group + g) * part_count as usize + own_part) * comptime!(PART + value_dim);
         write_columns(&mut sums, of_query[g], parts, part + PART, value_dim);
     }
 }

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 /// Errors of the device engine.
 ///
-/// All of them are found on the host, before a kernel is launched. What only the device can see (a value that is not finite) is kept in
+/// All of them but [`DeviceError::Read`] are found on the host, before a kernel is launched. What only the device can see (a value that is not finite) is kept in
 /// [`DeviceFaults`](super::DeviceFaults), which the host reads when it synchronises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -53,6 +53,9 @@ pub enum DeviceError {
     /// A softmax scale that is not a positive number, or a threshold that is not a number.
     #[error("expected a positive finite scale and a threshold that is a number")]
     Parameter,
+    /// The device could not be read: rows that were to come to main memory, or what a step needs from there.
+    #[error("the device could not be read")]
+    Read,
     /// The device cannot run cubes of this size, or has too little shared memory.
     #[error("expected a device with {units} units a cube and {shared} bytes of shared memory")]
     Device {

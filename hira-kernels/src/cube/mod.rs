@@ -4,15 +4,24 @@
 //! a decode step needs beside it and is shared by all layers. [`DeviceLayer::append`] stores tokens, [`decode`] attends to the keys that a
 //! rule selects, [`decode_dense`] to all of them. None of them waits for the device, and none allocates unless a layer grows.
 //!
+//! # Rows in main memory
+//!
+//! A layer made by [`DeviceLayer::with_host_rows`] has the sketch and the means of values on the device, and its exact rows in main memory, where they
+//! are the same bytes. Its steps wait for the device once: bounds are compared with the threshold, one bit a key and head says which rows are needed,
+//! and those are brought, each once for its group. Nothing else differs: what is
+//! selected is the same, and so are the bits of an answer where the device compiles both forms of a kernel alike.
+//!
 //! # Launches
 //!
 //! | call | launches |
 //! |---|---|
-//! | [`DeviceLayer::append`] | 1; 1 more where a block of 64 keys is completed |
+//! | [`DeviceLayer::append`] | 1; 1 more where a block of 64 keys is completed, or rows go to main memory |
 //! | [`decode`], fixed threshold | 5: scan, threshold, survivors, attend, combine |
 //! | [`decode`], top-k | 6: the exact k-th score is settled between survivors and attend |
 //! | [`decode`], mass | 7: a reference and a histogram of logits come before the threshold |
 //! | [`decode_dense`] | 2: attend, combine |
+//! | [`decode`], rows in main memory | 1 more, which marks survivors, before the wait |
+//! | [`decode_dense`], rows in main memory | attend once for every 4096 keys of a head, combine |
 //!
 //! # Layout
 //!
@@ -36,7 +45,9 @@ mod combine;
 mod decode;
 mod dense;
 mod error;
+mod host;
 mod layer;
+mod marks;
 mod mass;
 mod quantise;
 mod radix;
@@ -44,17 +55,21 @@ mod rows;
 mod rule;
 mod scan;
 mod shape;
+mod splits;
+mod staged;
 mod survivors;
 mod threshold;
+mod usage;
 mod words;
 mod workspace;
 
-pub use decode::{decode, decode_dense};
+pub use decode::{Attended, decode, decode_dense};
 pub use error::DeviceError;
 pub use layer::{DeviceBytes, DeviceFaults, DeviceLayer};
 pub use rows::DeviceRows;
 pub use rule::{DecodeParams, DeviceCertificate, DeviceRule};
 pub use shape::DeviceShape;
+pub use usage::{MemoryUse, memory_usage};
 pub use workspace::DeviceWorkspace;
 
 #[cfg(all(test, feature = "wgpu"))]

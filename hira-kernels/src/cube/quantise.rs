@@ -93,6 +93,7 @@ fn row_sum(partials: &SharedMemory<f32>, row: usize, #[comptime] quads: usize) -
 ///
 /// `faults[0]` becomes the lowest position whose key, `faults[1]` whose value cannot be stored; such a token's rows are stored as zeros.
 /// `norms[2 * head]` grows to the bits of at least the largest norm of a key, `norms[2 * head + 1]` of a value.
+/// Tokens from `skip` on are new. `keys` and `values` have room for `rows_capacity` rows a head and begin with position `rows_first`.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn append_tokens<F: Float>(
@@ -108,9 +109,12 @@ pub(super) fn append_tokens<F: Float>(
     key_strides: &Strides,
     value_strides: &Strides,
     heads_per_batch: u32,
+    skip: u32,
     first: u32,
     count: u32,
     capacity: u32,
+    rows_capacity: u32,
+    rows_first: u32,
     #[comptime] dim: usize,
     #[comptime] value_dim: usize,
     #[comptime] precision: Precision,
@@ -128,7 +132,7 @@ pub(super) fn append_tokens<F: Float>(
     let head = CUBE_POS_Y;
     let position = (first / 16u32 + CUBE_POS_X) * 16u32 + UNIT_POS_Y;
     let live = position >= first && position < first + count;
-    let token = select(live, position - first, 0u32);
+    let token = skip + select(live, position - first, 0u32);
 
     // The value row: as many sixteens as it has, shared among the units of the row. Kept in registers for one at a time.
     let mut words = Array::<u32>::new(16usize);
@@ -228,13 +232,14 @@ pub(super) fn append_tokens<F: Float>(
     if live {
         let cap = capacity as usize;
         let at = head as usize * cap + position as usize;
+        let row_at = head as usize * rows_capacity as usize + (position - rows_first) as usize;
         let tile = (head as usize * cap / TILE) + position as usize / TILE;
         codes[(tile * quads + quad) * TILE + row] = out;
         store(
             &words,
             keep,
             keys,
-            (at * quads + quad) * comptime!(precision.bytes()),
+            (row_at * quads + quad) * comptime!(precision.bytes()),
             precision,
         );
         #[unroll]
@@ -252,7 +257,7 @@ pub(super) fn append_tokens<F: Float>(
                     &words,
                     keep,
                     values,
-                    (at * value_quads + q) * comptime!(precision.bytes()),
+                    (row_at * value_quads + q) * comptime!(precision.bytes()),
                     precision,
                 );
             }
@@ -303,6 +308,57 @@ pub(super) fn block_means(
     }
 }
 
+/// One cube a block and head: the same for values that do not stay on the device. `values` are those of `tokens` tokens from position `first`
+/// on; a block that began before goes on from the sums that `open` has of it, and those of a block that does not end go to `next`.
+#[cube(launch)]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn block_means_of_new(
+    values: &Array<Words>,
+    open: &Array<f32>,
+    next: &mut Array<f32>,
+    means: &mut Array<f32>,
+    first: u32,
+    tokens: u32,
+    capacity: u32,
+    #[comptime] value_dim: usize,
+    #[comptime] precision: Precision,
+) {
+    let quads = comptime!(value_dim / 4);
+    let head = CUBE_POS_Y as usize;
+    let block = first as usize / BLOCK + CUBE_POS_X as usize;
+    let column = UNIT_POS as usize;
+    if column < quads {
+        let row_vectors = comptime!(value_dim * precision.bytes() / 16);
+        let start = max(block * BLOCK, first as usize);
+        let end = min((block + 1) * BLOCK, (first + tokens) as usize);
+        let of_head = head * value_dim + 4 * column;
+        let mut sum = Lanes::new(0.0f32);
+        if start > block * BLOCK {
+            #[unroll]
+            for i in 0..4usize {
+                sum[i] = open[of_head + i];
+            }
+        }
+        for position in start..end {
+            let row = head * tokens as usize + position - first as usize;
+            sum += quad(values, row * row_vectors, column, precision);
+        }
+        if end == (block + 1) * BLOCK {
+            let blocks = capacity as usize / comptime!(BLOCK);
+            let at = (head * blocks + block) * value_dim + 4 * column;
+            #[unroll]
+            for i in 0..4usize {
+                means[at + i] = sum[i] * comptime!(1.0f32 / BLOCK as f32);
+            }
+        } else {
+            #[unroll]
+            for i in 0..4usize {
+                next[of_head + i] = sum[i];
+            }
+        }
+    }
+}
+
 /// One cube a head: the mean of `count` keys, `step` tokens apart, or zeros. Components that cannot be stored count as zeros.
 #[cube(launch)]
 pub(super) fn centre_of<F: Float>(
@@ -331,14 +387,21 @@ pub(super) fn centre_of<F: Float>(
     }
 }
 
-/// Copies the first `from` vectors of every head to where a longer head has them. A unit copies sixteen, 256 apart.
+/// Copies the `from` vectors of every head to where a longer head of `to` vectors has them, `offset` vectors from its first. A unit copies sixteen,
+/// 256 apart.
 #[cube(launch)]
-pub(super) fn copy_heads(old: &Array<Words>, new: &mut Array<Words>, from: u32, to: u32) {
+pub(super) fn copy_heads(
+    old: &Array<Words>,
+    new: &mut Array<Words>,
+    from: u32,
+    to: u32,
+    offset: u32,
+) {
     let head = CUBE_POS_Y;
     for i in 0..16u32 {
         let at = (CUBE_POS_X * 16u32 + i) * 256u32 + UNIT_POS;
         if at < from {
-            new[(head * to + at) as usize] = old[(head * from + at) as usize];
+            new[(head * to + offset + at) as usize] = old[(head * from + at) as usize];
         }
     }
 }

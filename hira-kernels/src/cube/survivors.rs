@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use crate::Precision;
 
 use super::bounds::{LEAST_LOGIT, LOWEST};
+use super::marks::{CHUNK_WORDS, is_marked, row_of};
 use super::rows::Strides;
 use super::scan::{CONSTANTS, band};
 use super::shape::{BLOCK, CHUNK, KEYS, UNITS};
@@ -81,7 +82,8 @@ fn canonical_score(
 /// One cube a query and split of whole chunks; a unit looks at four neighbouring keys of a chunk.
 ///
 /// Writes the survivors of a split in the order of their positions from where the split begins, their exact scores beside them, and how many there
-/// are; sinks and window are among them. `tails` gets [`TAIL`] floats and `value_dim` sums a split.
+/// are; sinks and window are among them. If rows were staged for the step, only keys that are marked survive: should this kernel round a bound
+/// up where [`mark`](super::marks::mark) did not, the key's score is proven not to matter either way, and it is of the tail. `tails` gets [`TAIL`] floats and `value_dim` sums a split.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn survivors<F: Float>(
@@ -96,6 +98,8 @@ pub(super) fn survivors<F: Float>(
     scores: &mut Array<f32>,
     counts: &mut Array<u32>,
     tails: &mut Array<f32>,
+    marks: &Array<u32>,
+    ranks: &Array<u32>,
     strides: &Strides,
     heads_per_batch: u32,
     scale: f32,
@@ -110,6 +114,7 @@ pub(super) fn survivors<F: Float>(
     #[comptime] value_dim: usize,
     #[comptime] precision: Precision,
     #[comptime] compensate: bool,
+    #[comptime] staged: bool,
     #[define(F)] _element: StorageType,
 ) {
     let row_vectors = comptime!(dim * precision.bytes() / 16);
@@ -149,6 +154,7 @@ pub(super) fn survivors<F: Float>(
     let first_chunk = split * chunks_a_split as usize;
     let list_at = row + first_chunk * CHUNK;
     let chunks = (len as usize).div_ceil(CHUNK);
+    let words = chunks * CHUNK_WORDS;
     let end_chunk = min(first_chunk + chunks_a_split as usize, chunks);
     let mut filled = 0usize;
     let mut largest = f32::new(LOWEST);
@@ -168,7 +174,11 @@ pub(super) fn survivors<F: Float>(
             if position < len {
                 let estimate = estimates[row + first + i];
                 let upper = estimate + band(parameters[head_row + first + i], norm, slack);
-                if upper >= tau || position < sinks || position >= window_start {
+                let mut survives = upper >= tau || position < sinks || position >= window_start;
+                if staged {
+                    survives = survives && is_marked(marks, head, words, position);
+                }
+                if survives {
                     kept[i] = true;
                     own += 1u32;
                 } else {
@@ -222,7 +232,8 @@ pub(super) fn survivors<F: Float>(
             let entry = at + unit / 4;
             let quarter = unit % 4;
             let position = list[min(entry, found as usize - 1)];
-            let key_row = (head_row + position as usize) * row_vectors;
+            let at_row = row_of(marks, ranks, head, head_row, words, position, staged);
+            let key_row = at_row * row_vectors;
             let score = canonical_score(&rows, keys, key_row, &mut partials, dim, precision);
             if quarter == 0 && entry < found as usize {
                 positions[list_at + filled + entry] = position;

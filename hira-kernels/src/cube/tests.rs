@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::scan::CONSTANTS;
 use super::threshold::CUT;
 use super::{
-    DecodeParams, DeviceCertificate, DeviceError, DeviceFaults, DeviceLayer, DeviceRows,
+    Attended, DecodeParams, DeviceCertificate, DeviceError, DeviceFaults, DeviceLayer, DeviceRows,
     DeviceRule, DeviceShape, DeviceWorkspace,
 };
 use crate::{Kernel, Precision};
@@ -151,7 +151,22 @@ impl Data {
     /// A layer that was appended to in these steps.
     fn layer(&self, client: &Client, steps: &[usize], capacity: usize) -> DeviceLayer<WgpuRuntime> {
         let mut layer = DeviceLayer::new(client, self.shape, capacity).expect("a shape");
-        let mut at = 0;
+        self.fill(client, &mut layer, steps);
+        assert_eq!(layer.len(), self.len);
+        layer
+    }
+
+    /// The same with exact rows in main memory.
+    fn layer_on_host(&self, client: &Client, steps: &[usize]) -> DeviceLayer<WgpuRuntime> {
+        let mut layer = DeviceLayer::with_host_rows(client, self.shape, 1).expect("a shape");
+        self.fill(client, &mut layer, steps);
+        assert_eq!(layer.len(), self.len);
+        layer
+    }
+
+    /// Appends in these steps what comes after what is stored.
+    fn fill(&self, client: &Client, layer: &mut DeviceLayer<WgpuRuntime>, steps: &[usize]) {
+        let mut at = layer.len();
         for &step in steps {
             let rows = |rows: &[f32], dim| {
                 let part = self.part(rows, dim, at, at + step);
@@ -170,8 +185,6 @@ impl Data {
             layer.append(client, &keys, &values, step).expect("room");
             at += step;
         }
-        assert_eq!((at, layer.len()), (self.len, self.len));
-        layer
     }
 
     fn query_rows(&self, client: &Client) -> DeviceRows {
@@ -214,7 +227,7 @@ struct Answer {
 fn answer(
     client: &Client,
     data: &Data,
-    layer: &DeviceLayer<WgpuRuntime>,
+    layer: &mut DeviceLayer<WgpuRuntime>,
     params: &DecodeParams,
 ) -> Answer {
     let shape = data.shape;
@@ -227,20 +240,21 @@ fn answer(
         1,
         shape.group * shape.value_dim,
     );
-    super::decode(
+    let attended = super::decode(
         client,
         layer,
         &mut work,
         &data.query_rows(client),
         &out_rows,
         params,
-    )
-    .expect("a step");
+    );
+    assert_eq!(attended, Ok(Attended::Selected));
     let words = |handle| u32::from_bytes(&client.read_one_unchecked(handle)).to_vec();
     let [estimates, scores, positions, counts, cuts, constants] = work.handles();
     let (scores, cuts) = (floats(client, scores), floats(client, cuts));
     let (positions, counts) = (words(positions), words(counts));
-    let splits = super::decode::splits_of(&shape, layer.len());
+    let splits = super::splits::Splits::new(&shape, layer.len());
+    let splits = (splits.count, splits.keys());
     let mut survivors = vec![Vec::new(); shape.queries()];
     for (query, survivors) in survivors.iter_mut().enumerate() {
         for (split, &count) in counts[query * splits.0..][..splits.0].iter().enumerate() {
@@ -294,7 +308,7 @@ fn distance(a: &[f32], b: &[f64]) -> f64 {
 fn check(
     data: &Data,
     params: &DecodeParams,
-    layer: &DeviceLayer<WgpuRuntime>,
+    layer: &mut DeviceLayer<WgpuRuntime>,
     client: &Client,
 ) -> Answer {
     let shape = data.shape;
@@ -435,9 +449,9 @@ fn wgpu_top_k_of_every_precision() {
     let client = client();
     for precision in Precision::ALL {
         let data = Data::new(shape(2, 3, 64, 64, precision), 1500, 7);
-        let layer = data.layer(&client, &[1400, 99, 1], 64);
+        let mut layer = data.layer(&client, &[1400, 99, 1], 64);
         assert_eq!(layer.faults(&client), DeviceFaults::default());
-        let answer = check(&data, &params(DeviceRule::Top(48), 64), &layer, &client);
+        let answer = check(&data, &params(DeviceRule::Top(48), 64), &mut layer, &client);
         for certificate in &answer.certificates {
             assert_eq!(certificate.selected, 48);
             assert!(
@@ -463,19 +477,19 @@ fn wgpu_head_dimensions_and_groups() {
             600,
             dim as u64,
         );
-        let layer = data.layer(&client, &[600], 600);
+        let mut layer = data.layer(&client, &[600], 600);
         let with = DecodeParams {
             sinks: 3,
             window: 10,
             ..params(DeviceRule::Top(20), dim)
         };
-        check(&data, &with, &layer, &client);
-        dense_is_attention(&client, &data, &layer);
+        check(&data, &with, &mut layer, &client);
+        dense_is_attention(&client, &data, &mut layer);
     }
 }
 
 /// The dense plan against f64.
-fn dense_is_attention(client: &Client, data: &Data, layer: &DeviceLayer<WgpuRuntime>) {
+fn dense_is_attention(client: &Client, data: &Data, layer: &mut DeviceLayer<WgpuRuntime>) {
     let shape = data.shape;
     let scale = 1.0 / (shape.dim as f32).sqrt();
     let mut work = DeviceWorkspace::new(client, shape, 1).expect("a shape");
@@ -521,8 +535,8 @@ fn dense_is_attention(client: &Client, data: &Data, layer: &DeviceLayer<WgpuRunt
 fn wgpu_rules_with_sinks_window_and_means() {
     let client = client();
     let data = Data::new(shape(2, 2, 64, 64, Precision::F32), 2500, 11);
-    let layer = data.layer(&client, &[2500], 4096);
-    dense_is_attention(&client, &data, &layer);
+    let mut layer = data.layer(&client, &[2500], 4096);
+    dense_is_attention(&client, &data, &mut layer);
     let some = data.scores(0)[17];
     let rules = [
         DeviceRule::AtLeast(some),
@@ -549,18 +563,123 @@ fn wgpu_rules_with_sinks_window_and_means() {
                     compensate,
                     ..params(rule, 64)
                 },
-                &layer,
+                &mut layer,
                 &client,
             );
         }
     }
-    let selected = |rule| check(&data, &params(rule, 64), &layer, &client).certificates[0].selected;
+    let mut selected =
+        |rule| check(&data, &params(rule, 64), &mut layer, &client).certificates[0].selected;
     assert_eq!(selected(DeviceRule::Mass(0.0)), data.len);
     let (few, more) = (
         selected(DeviceRule::Mass(0.3)),
         selected(DeviceRule::Mass(0.01)),
     );
     assert!(few < more && more < data.len, "{few} {more}");
+}
+
+/// What a step answered: outputs, certificates, and which keys, with their scores.
+fn same(a: &Answer, b: &Answer, about: &str) {
+    assert!(a.selected == b.selected, "{about}: selected");
+    assert!(a.survivors == b.survivors, "{about}: survivors");
+    assert_eq!(a.certificates, b.certificates, "{about}");
+    assert_eq!(a.out, b.out, "{about}");
+}
+
+#[test]
+fn wgpu_rows_in_main_memory_change_no_answer() {
+    let client = client();
+    let data = Data::new(shape(2, 2, 64, 64, Precision::F32), 2500, 11);
+    let mut on_device = data.layer(&client, &[1500, 1000], 4096);
+    // as many tokens first, of which the centre is the mean; pieces, blocks that begin in one call and end in another, and tokens that wait for the step
+    let mut on_host = data.layer_on_host(&client, &[1500, 985, 9, 5, 1]);
+    let bytes = on_host.bytes_by_part();
+    assert_eq!((bytes.keys, bytes.host_keys), (0, 2 * 3072 * 64 * 4));
+    assert_eq!(on_device.bytes_by_part().host_values, 0);
+    let with = |rule, compensate| DecodeParams {
+        sinks: 4,
+        window: 100,
+        compensate,
+        ..params(rule, 64)
+    };
+    for rule in [
+        DeviceRule::AtLeast(data.scores(0)[17]),
+        DeviceRule::Top(25),
+        DeviceRule::Top(2000),
+        DeviceRule::Mass(0.1),
+    ] {
+        for compensate in [true, false] {
+            let params = with(rule, compensate);
+            let expected = answer(&client, &data, &mut on_device, &params);
+            let received = check(&data, &params, &mut on_host, &client);
+            same(&received, &expected, &format!("{rule:?}"));
+        }
+    }
+    dense_is_attention(&client, &data, &mut on_host);
+    let nothing = params(DeviceRule::AtLeast(f32::INFINITY), 64);
+    let received = answer(&client, &data, &mut on_host, &nothing);
+    assert!(received.certificates.iter().all(|one| one.selected == 0));
+
+    // forks go their own ways, tokens come back, rows move: the means too are what they would be
+    let params = with(DeviceRule::Top(40), true);
+    let expected = answer(&client, &data, &mut on_device, &params);
+    let mut fork = on_host.fork(&client);
+    on_host.truncate(2111);
+    data.fill(&client, &mut on_host, &[3, 86, 300]);
+    for layer in [&mut fork, &mut on_host] {
+        same(
+            &answer(&client, &data, layer, &params),
+            &expected,
+            "after a fork",
+        );
+    }
+    on_host.rows_to_device(&client).expect("a device");
+    assert_eq!(on_host.bytes_by_part(), {
+        let shape = data.shape;
+        shape.bytes(on_host.capacity(), true).expect("a capacity")
+    });
+    same(
+        &answer(&client, &data, &mut on_host, &params),
+        &expected,
+        "back on the device",
+    );
+    on_device.truncate(2490);
+    on_device.rows_to_host(&client).expect("a device");
+    data.fill(&client, &mut on_device, &[10]);
+    assert!(on_device.has_host_rows());
+    same(
+        &answer(&client, &data, &mut on_device, &params),
+        &expected,
+        "moved to main memory",
+    );
+}
+
+#[test]
+fn wgpu_too_many_rows_in_main_memory_are_attended_to_densely() {
+    let client = client();
+    let data = Data::new(shape(2, 2, 64, 64, Precision::F32), 4300, 12);
+    let mut layer = data.layer_on_host(&client, &[4300]);
+    let mut work = DeviceWorkspace::new(&client, data.shape, 1).expect("a shape");
+    let out = client.empty(data.shape.queries() * 64 * 4);
+    let rows = DeviceRows::contiguous(out.clone(), f32_element(), 2, 1, 2 * 64);
+    let attended = super::decode(
+        &client,
+        &mut layer,
+        &mut work,
+        &data.query_rows(&client),
+        &rows,
+        &params(DeviceRule::Mass(0.0), 64),
+    );
+    assert_eq!(attended, Ok(Attended::Everything));
+    let out = floats(&client, out);
+    for (query, certificate) in work.certificates(&client).into_iter().enumerate() {
+        assert_eq!(certificate.dropped_mass_bound, 0.0);
+        assert_eq!(certificate.selected, data.len);
+        let (dense, _) = data.attention(query, 0.125, |_| true);
+        let off = distance(&out[query * 64..][..64], &dense);
+        assert!(off <= f64::from(certificate.output_error_bound), "{off}");
+        assert!(off < 1e-4, "{off}");
+    }
 }
 
 #[test]
@@ -571,10 +690,15 @@ fn wgpu_means_stand_for_the_tail() {
     for (i, value) in data.values.iter_mut().enumerate() {
         *value = 0.3 * *value + ((i / 64 / 64) as f32 * 1.3 + (i % 64) as f32).sin();
     }
-    let layer = data.layer(&client, &[4096], 4096);
+    let mut layer = data.layer(&client, &[4096], 4096);
     let rule = params(DeviceRule::Top(256), 64);
-    let off = |compensate| {
-        let answer = check(&data, &DecodeParams { compensate, ..rule }, &layer, &client);
+    let mut off = |compensate| {
+        let answer = check(
+            &data,
+            &DecodeParams { compensate, ..rule },
+            &mut layer,
+            &client,
+        );
         let of = |query: usize| {
             distance(
                 &answer.out[query * 64..][..64],
@@ -614,7 +738,7 @@ fn wgpu_ties_zeros_and_one_huge_key() {
         ("signs", all(&|i, _, _| if i % 2 == 0 { 0.0 } else { -0.0 })),
     ];
     for (name, data) in cases {
-        let layer = data.layer(&client, &[1200, 100], 1300);
+        let mut layer = data.layer(&client, &[1200, 100], 1300);
         for rule in [
             DeviceRule::Top(100),
             DeviceRule::Top(400),
@@ -628,7 +752,7 @@ fn wgpu_ties_zeros_and_one_huge_key() {
                         compensate,
                         ..params(rule, 64)
                     },
-                    &layer,
+                    &mut layer,
                     &client,
                 );
                 if let (DeviceRule::Top(k), "zeros" | "equal" | "signs") = (rule, name) {
@@ -647,9 +771,9 @@ fn wgpu_ties_zeros_and_one_huge_key() {
 fn wgpu_strided_rows_truncation_and_growth() {
     let client = client();
     let data = Data::new(shape(4, 1, 64, 64, Precision::F16), 1100, 21);
-    let layer = data.layer(&client, &[64, 900, 136], 1);
+    let mut layer = data.layer(&client, &[64, 900, 136], 1);
     assert_eq!(layer.capacity(), 2048);
-    let expected = check(&data, &params(DeviceRule::Top(30), 64), &layer, &client).out;
+    let expected = check(&data, &params(DeviceRule::Top(30), 64), &mut layer, &client).out;
 
     // The same tokens as `[B, L, Hkv, D]` with two sequences, as a model's projection has them, after others that are forgotten.
     let transpose = |rows: &[f32]| {
@@ -692,7 +816,7 @@ fn wgpu_strided_rows_truncation_and_growth() {
             600,
         )
         .expect("room");
-    let answer = check(&data, &params(DeviceRule::Top(30), 64), &other, &client).out;
+    let answer = check(&data, &params(DeviceRule::Top(30), 64), &mut other, &client).out;
     let off = answer
         .iter()
         .zip(&expected)
@@ -722,7 +846,7 @@ fn wgpu_what_cannot_be_stored_is_noted() {
         data.keys[(head * 200 + position) * 64..][..64].fill(0.0);
         data.values[(head * 200 + position) * 64..][..64].fill(0.0);
     }
-    check(&data, &params(DeviceRule::Top(20), 64), &layer, &client);
+    check(&data, &params(DeviceRule::Top(20), 64), &mut layer, &client);
     layer.reset(&client);
     assert_eq!(
         (layer.len(), layer.faults(&client)),
@@ -733,7 +857,7 @@ fn wgpu_what_cannot_be_stored_is_noted() {
     let rows = data.query_rows(&client);
     let refused = super::decode(
         &client,
-        &layer,
+        &mut layer,
         &mut work,
         &rows,
         &rows,
@@ -769,12 +893,12 @@ proptest! {
         let len = steps.iter().sum();
         let mut data = Data::new(shape(2, 2, 64, 64, Precision::Bf16), len, seed);
         data.keys.iter_mut().for_each(|key| *key *= 10f32.powi(magnitude));
-        let layer = data.layer(&client, &steps, 1);
+        let mut layer = data.layer(&client, &steps, 1);
         let rule = match kind {
             0 => DeviceRule::Top((amount * 1.2 * len as f64) as usize),
             1 => DeviceRule::AtLeast(data.scores(0)[(amount * (len - 1) as f64) as usize]),
             _ => DeviceRule::Mass(amount as f32),
         };
-        check(&data, &DecodeParams { sinks, window, compensate, ..params(rule, 64) }, &layer, &client);
+        check(&data, &DecodeParams { sinks, window, compensate, ..params(rule, 64) }, &mut layer, &client);
     }
 }

@@ -5,6 +5,7 @@ use cubecl::server::Handle;
 
 use super::attend::PART;
 use super::combine::{CERTIFICATE, MAX_PARTS};
+use super::marks::WORD;
 use super::mass::BINS;
 use super::rows::argument;
 use super::scan::CONSTANTS;
@@ -27,6 +28,7 @@ pub struct DeviceWorkspace<R: Runtime> {
     maxima: Handle,
     positions: Handle,
     scores: Handle,
+    marks: Handle,
     constants: Handle,
     cuts: Handle,
     bins: Handle,
@@ -73,6 +75,7 @@ impl<R: Runtime> DeviceWorkspace<R> {
             maxima: client.empty(queries * capacity / KEYS * 4),
             positions: of_key(4),
             scores: of_key(4),
+            marks: client.empty(shape.heads * capacity / WORD * 4),
             constants: of_query(CONSTANTS),
             cuts: of_query(CUT),
             bins: of_query(2 * BINS),
@@ -145,6 +148,16 @@ impl<R: Runtime> DeviceWorkspace<R> {
 
     pub(super) fn scores(&self) -> ArrayArg<R> {
         argument(&self.scores, 4)
+    }
+
+    pub(super) fn marks(&self) -> ArrayArg<R> {
+        argument(&self.marks, 4)
+    }
+
+    /// The first words of the marks, to be read.
+    pub(super) fn marks_handle(&self, words: usize) -> Handle {
+        let rest = self.marks.size_in_used() - 4 * words as u64;
+        self.marks.clone().offset_end(rest)
     }
 
     pub(super) fn constants(&self) -> ArrayArg<R> {

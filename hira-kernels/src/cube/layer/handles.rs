@@ -4,51 +4,82 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::{Buffers, DeviceFaults, DeviceLayer, whole_chunks};
+use crate::cube::host::HostRows;
 use crate::cube::quantise::copy_heads;
 use crate::cube::rows::argument;
 use crate::cube::shape::BLOCK;
 use crate::cube::{DeviceError, DeviceShape};
 
-/// Bytes of device memory, by part.
+/// Bytes of a layer, by part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceBytes {
-    /// Exact keys.
+    /// Exact keys on the device.
     pub keys: u64,
-    /// Values, and the means of their blocks.
+    /// Values on the device, and the means of their blocks.
     pub values: u64,
     /// Codes, scales and residual norms.
     pub sketch: u64,
-}
-
-impl DeviceBytes {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.keys + self.values + self.sketch
-    }
+    /// Exact keys in main memory.
+    pub host_keys: u64,
+    /// Values in main memory.
+    pub host_values: u64,
 }
 
 impl DeviceShape {
-    /// Bytes of a layer with room for `capacity` keys, rounded up to whole chunks.
+    /// Bytes on the device of a layer with room for `capacity` keys, rounded up to whole chunks; without those of the rows if they are in main memory.
     ///
     /// # Errors
     ///
     /// [`DeviceError::Capacity`] if no index reaches so far.
-    pub fn bytes(&self, capacity: usize) -> Result<DeviceBytes, DeviceError> {
+    pub fn bytes(&self, capacity: usize, with_rows: bool) -> Result<DeviceBytes, DeviceError> {
         let keys = (self.heads * whole_chunks(self, capacity)?) as u64;
-        let row = |dim: usize| (dim * self.precision.bytes()) as u64;
+        let rows = |dim: usize| match with_rows {
+            true => keys * (dim * self.precision.bytes()) as u64,
+            false => 0,
+        };
         Ok(DeviceBytes {
-            keys: keys * row(self.dim),
-            values: keys * row(self.value_dim) + keys / BLOCK as u64 * 4 * self.value_dim as u64,
+            keys: rows(self.dim),
+            values: rows(self.value_dim) + keys / BLOCK as u64 * 4 * self.value_dim as u64,
             sketch: keys * (self.dim as u64 + 4),
+            ..DeviceBytes::default()
         })
     }
 }
 
 impl<R: Runtime> DeviceLayer<R> {
-    /// Bytes of device memory that it holds, by part.
+    /// Bytes that it holds, by part.
     pub fn bytes_by_part(&self) -> DeviceBytes {
         // the layer was made with this capacity
-        self.shape.bytes(self.capacity).unwrap_or_default()
+        let bytes = self.bytes_with(self.capacity, self.len, self.has_host_rows());
+        bytes.unwrap_or_default()
+    }
+
+    /// Bytes that it would hold with room for `capacity` keys, `len` tokens, and its rows where they are said to be.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Capacity`] if no index reaches so far.
+    pub fn bytes_with(
+        &self,
+        capacity: usize,
+        len: usize,
+        host_rows: bool,
+    ) -> Result<DeviceBytes, DeviceError> {
+        let bytes = self.shape.bytes(capacity, !host_rows)?;
+        let [host_keys, host_values] = match host_rows {
+            true => HostRows::new(&self.shape).bytes_of(len),
+            false => [0; 2],
+        };
+        Ok(DeviceBytes {
+            host_keys,
+            host_values,
+            ..bytes
+        })
+    }
+
+    /// Whether its exact rows lie in main memory.
+    pub fn has_host_rows(&self) -> bool {
+        !self.exact.is_on_device()
     }
 
     /// Makes room for `capacity` keys, rounded up to whole chunks, and no more than that.
@@ -69,7 +100,7 @@ impl<R: Runtime> DeviceLayer<R> {
         Ok(())
     }
 
-    /// A copy that shares nothing with this layer.
+    /// A copy that shares nothing on the device with this layer, and in main memory what neither writes.
     ///
     /// # Complexity
     ///
@@ -85,6 +116,7 @@ impl<R: Runtime> DeviceLayer<R> {
             len: self.len,
             capacity: self.capacity,
             buffers: self.copied(client, self.capacity),
+            exact: self.exact.clone(),
             centre: all(&self.centre),
             norms: all(&self.norms),
             faults: all(&self.faults),
@@ -92,14 +124,9 @@ impl<R: Runtime> DeviceLayer<R> {
         }
     }
 
-    /// The keys `[heads, capacity, D]` as they are stored.
-    pub fn keys_handle(&self) -> Handle {
-        self.buffers.keys.clone()
-    }
-
-    /// The values `[heads, capacity, Dv]` as they are stored.
-    pub fn values_handle(&self) -> Handle {
-        self.buffers.values.clone()
+    /// The keys `[heads, capacity, D]` and values `[heads, capacity, Dv]` as they are stored, if they lie on the device.
+    pub fn device_rows(&self) -> Option<[Handle; 2]> {
+        self.buffers.rows.clone()
     }
 
     /// What [`DeviceFaults::read`] reads.
@@ -109,7 +136,8 @@ impl<R: Runtime> DeviceLayer<R> {
 
     /// Buffers of this capacity, at least the own one, that begin with what is stored.
     pub(super) fn copied(&self, client: &ComputeClient<R>, capacity: usize) -> Buffers {
-        let copy = Buffers::new(client, &self.shape, capacity);
+        let with_rows = self.exact.is_on_device();
+        let copy = Buffers::new(client, &self.shape, capacity, with_rows);
         for (old, new) in self.buffers.each().into_iter().zip(copy.each()) {
             let vectors =
                 |handle: &Handle| (handle.size_in_used() / 16 / self.shape.heads as u64) as u32;
@@ -122,6 +150,7 @@ impl<R: Runtime> DeviceLayer<R> {
                 argument(new, 16),
                 from,
                 to,
+                0,
             );
         }
         copy

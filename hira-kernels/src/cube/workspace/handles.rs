@@ -5,7 +5,7 @@ use cubecl::server::Handle;
 
 use super::DeviceWorkspace;
 use crate::cube::combine::CERTIFICATE;
-use crate::cube::decode::splits_of;
+use crate::cube::splits::Splits;
 use crate::cube::threshold::CUT;
 use crate::cube::{DecodeParams, DeviceCertificate};
 
@@ -50,6 +50,7 @@ impl<R: Runtime> DeviceWorkspace<R> {
             maxima,
             positions,
             scores,
+            marks,
             constants,
             cuts,
             bins,
@@ -68,6 +69,7 @@ impl<R: Runtime> DeviceWorkspace<R> {
             maxima,
             positions,
             scores,
+            marks,
             constants,
             cuts,
             bins,
@@ -96,7 +98,8 @@ impl<R: Runtime> DeviceWorkspace<R> {
             u32::from_bytes(&counts),
             f32::from_bytes(&cuts).as_chunks::<CUT>(),
         );
-        let (splits, keys) = splits_of(&self.shape, len);
+        let splits = Splits::new(&self.shape, len);
+        let (splits, keys) = (splits.count, splits.keys());
         let window = len.saturating_sub(params.window);
         let attended = |query: usize| {
             let (tau, last) = (cuts[query][1], cuts[query][2].to_bits());
