@@ -13,10 +13,10 @@
 use std::ops::Range;
 
 use hira_cache::{BlockMeans, HeadCache, MeanRun};
-use hira_kernels::Kernel;
+use hira_kernels::{DiskRows, Kernel};
 use hira_search::TailBlocks;
 
-use crate::values::{DiskValues, add_weighted_values};
+use crate::values::add_weighted_values;
 
 /// Covers the roundings of a range in f32.
 const ROUNDING: f64 = 1.0 / 1_048_576.0;
@@ -97,7 +97,7 @@ pub(crate) struct CompensatedStep<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) head: &'a HeadCache,
     /// Those of its values that were read from disk.
-    pub(crate) disk: &'a DiskValues,
+    pub(crate) disk: &'a DiskRows,
     pub(crate) tail: &'a TailBlocks,
     pub(crate) scale: f32,
     /// Positions that the tail knows of.

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hira_kernels::{SoftmaxState, Team, dense::DenseScratch};
+use hira_kernels::{DiskRows, SoftmaxState, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
 use crate::{
     PartialSums, PhaseTimes, compensation::CompensationScratch, dense::RangeCopy,
-    sparse::SparseAnswer, values::DiskValues,
+    sparse::SparseAnswer,
 };
 
 /// Buffers of one query of a group.
@@ -28,7 +28,7 @@ pub(crate) struct HeadScratch {
     pub(crate) queries: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) per_query: Vec<QueryScratch>,
-    pub(crate) disk: DiskValues,
+    pub(crate) disk: DiskRows,
     pub(crate) answers: Vec<SparseAnswer>,
     pub(crate) sums: Vec<PartialSums>,
     pub(crate) times: PhaseTimes,

@@ -3,7 +3,7 @@
 use std::{ops::Range, time::Instant};
 
 use hira_cache::{HeadCache, SparseHistory};
-use hira_kernels::{Kernel, Team};
+use hira_kernels::{DiskRows, Kernel, Team};
 use hira_search::{HalfspaceSearcher, Plan, SearchError, Selection, Tail};
 use hira_threshold::ThresholdRule;
 
@@ -13,7 +13,7 @@ use crate::{
     compensation::CompensatedStep,
     rows::Always,
     scratch::{HeadScratch, QueryScratch},
-    values::{DiskValues, add_weighted_values},
+    values::add_weighted_values,
 };
 
 /// What the sparse plan needs beside the head.
@@ -98,9 +98,9 @@ impl SparseStep<'_> {
             Instant::now()
         });
         let selected = scratch.selections.iter();
-        scratch
-            .disk
-            .read(head, selected.map(|selection| &selection.positions[..]));
+        let wanted = selected.map(|selection| &selection.positions[..]);
+        let values = head.values();
+        scratch.disk.read(values.dim(), values.runs(), wanted);
         let disk = &scratch.disk;
         scratch.answers.resize(group, SparseAnswer::default());
         let value_dim = head.values().dim();
@@ -132,7 +132,7 @@ impl SparseStep<'_> {
 
     fn attend_one(
         &self,
-        (head, disk): (&HeadCache, &DiskValues),
+        (head, disk): (&HeadCache, &DiskRows),
         query: &[f32],
         selection: &Selection,
         always: Always,

@@ -62,6 +62,7 @@ pub mod cube;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dense;
+mod disk_rows;
 mod element;
 mod error;
 mod exp;
@@ -94,6 +95,7 @@ mod avx512;
 mod portable;
 
 pub use batch::RowBatch;
+pub use disk_rows::DiskRows;
 pub use error::KernelError;
 pub use kernel::Kernel;
 #[cfg(target_arch = "x86_64")]

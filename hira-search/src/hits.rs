@@ -7,10 +7,10 @@ use hira_index::{HierarchicalIndex, Segment};
 use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE};
 use hira_threshold::ThresholdRule;
 
+use crate::disk_keys::DiskKeys;
 use crate::error::SearchError;
 use crate::group::{Group, check_queries};
 use crate::partition::Partition;
-use crate::row_buffers::RowBuffers;
 use crate::searcher::HalfspaceSearcher;
 use crate::selection::Hit;
 use crate::tree::Descent;
@@ -130,7 +130,8 @@ struct Walk<'a> {
     descent: Descent,
     partition: Partition,
     found: [Candidates; 1],
-    rows: RowBuffers,
+    disk: DiskKeys,
+    rebased: Vec<u32>,
     /// Of the stretch: positions that may reach `tau`, ascending, and the scores of those that were read.
     positions: Vec<u32>,
     scores: Vec<f32>,
@@ -162,7 +163,8 @@ impl<'a> Walk<'a> {
             descent: Descent::default(),
             partition: Partition::default(),
             found: [Candidates::default()],
-            rows: RowBuffers::default(),
+            disk: DiskKeys::default(),
+            rebased: Vec::new(),
             positions: Vec::new(),
             scores: Vec::new(),
         })
@@ -272,8 +274,10 @@ impl<'a> Walk<'a> {
         self.scores.clear();
         self.scores.resize(self.positions.len(), 0.0);
         let group = self.group();
-        self.rows
-            .score(&group, 0, &self.positions, &mut self.scores);
+        let (positions, scores) = (&self.positions[..], &mut self.scores);
+        self.disk.read(&group, [positions].into_iter());
+        self.disk
+            .score(&group, 0, positions, &mut self.rebased, scores);
         self.found[0].slots.len() - self.positions.len()
     }
 }

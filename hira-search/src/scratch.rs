@@ -5,6 +5,7 @@ use hira_kernels::{QueryGroup, SegmentOffsets, Team};
 use crate::best_first::BestFirst;
 use crate::blocks::Apart;
 use crate::dense::DenseScores;
+use crate::disk_keys::DiskKeys;
 use crate::estimate::Sample;
 use crate::group::Group;
 use crate::history::SearchHistory;
@@ -15,7 +16,7 @@ use crate::resolve::Resolving;
 use crate::scan::{Part, Scan};
 use crate::selection::{FirstThreshold, Selection};
 use crate::settle::Target;
-use crate::survivors::{Outcome, Rescoring};
+use crate::survivors::{Narrowed, Pass, Rescan, Rescoring};
 use crate::tree::Descent;
 use crate::visible::Visible;
 use crate::warm::WarmStart;
@@ -43,6 +44,9 @@ pub struct Scratch {
     product: ProductPass,
     parts: Vec<Part>,
     rescoring: Vec<Rescoring>,
+    /// Of each query whose survivors wait for the disk.
+    narrowed: Vec<Option<Narrowed>>,
+    disk: DiskKeys,
     dense: DenseScores,
     history: SearchHistory,
     /// What the last search read; time is left out.
@@ -73,6 +77,8 @@ impl Scratch {
             + self.descent.memory_usage()
             + self.product.memory_usage()
             + self.dense.memory_usage()
+            + self.disk.memory_usage()
+            + self.narrowed.capacity() * size_of::<Option<Narrowed>>()
             + 4 * (self.taus.capacity() + self.norms.capacity())
     }
 
@@ -300,26 +306,84 @@ impl Scratch {
     }
 
     /// Completes every query whose candidates suffice, and leaves a proven threshold for the others.
+    ///
+    /// Where keys are on disk the survivors of all queries are known before the first is scored, and read together.
     fn select(&mut self, group: &Group<'_>, team: &Team, out: &mut [Selection]) {
-        let parts = &self.parts[..self.partition.len()];
-        let (skipped, apart) = (&self.descent.tails, &self.apart);
-        let work = |(g, ((rescoring, tau), out)): (
-            usize,
-            ((&mut Rescoring, &mut f32), &mut Selection),
-        )| {
-            if *tau == f32::INFINITY {
-                return;
-            }
-            *tau = match rescoring.select(group, g, parts, (*tau, skipped[g]), apart, out) {
-                Outcome::Selected => f32::INFINITY,
-                Outcome::Rescan(proven) => {
-                    out.stats.rescanned = true;
-                    proven
-                }
-            };
+        let pass = Pass {
+            group,
+            parts: &self.parts[..self.partition.len()],
+            skipped: &self.descent.tails,
+            apart: &self.apart,
         };
-        let states = self.rescoring.iter_mut().zip(self.taus.iter_mut());
-        team.for_each(states.zip(out).enumerate(), work);
+        let narrow = |g, query: &mut Query<'_>| {
+            if *query.tau == f32::INFINITY {
+                return None;
+            }
+            let narrowed = query.rescoring.narrow(pass, g, *query.tau, query.out);
+            narrowed.map_err(|rescan| query.scan_again(rescan)).ok()
+        };
+        let settle = |g, query: &mut Query<'_>, narrowed, disk: &DiskKeys| {
+            let narrowed = (*query.tau, narrowed);
+            match query.rescoring.settle(pass, g, narrowed, disk, query.out) {
+                Ok(()) => *query.tau = f32::INFINITY,
+                Err(rescan) => query.scan_again(rescan),
+            }
+        };
+        let (rescoring, taus) = (&mut self.rescoring, &mut self.taus);
+        if !DiskKeys::are_any(group) {
+            let disk = &DiskKeys::default();
+            let queries = queries(rescoring, taus, out).enumerate();
+            team.for_each(queries, |(g, mut query)| {
+                if let Some(narrowed) = narrow(g, &mut query) {
+                    settle(g, &mut query, narrowed, disk);
+                }
+            });
+            return;
+        }
+        self.narrowed.clear();
+        self.narrowed.resize(group.len(), None);
+        let open = queries(rescoring, taus, out).zip(&mut self.narrowed);
+        team.for_each(open.enumerate(), |(g, (mut query, narrowed))| {
+            *narrowed = narrow(g, &mut query);
+        });
+        let survivors = self.narrowed.iter().zip(&*out);
+        let wanted = survivors.filter(|(narrowed, _)| narrowed.is_some());
+        self.disk
+            .read(group, wanted.map(|(_, out)| &out.positions[..]));
+        let disk = &self.disk;
+        let open = queries(rescoring, taus, out).zip(&self.narrowed);
+        team.for_each(open.enumerate(), |(g, (mut query, narrowed))| {
+            if let Some(narrowed) = *narrowed {
+                settle(g, &mut query, narrowed, disk);
+            }
+        });
+    }
+}
+
+/// What selecting for one query changes.
+struct Query<'a> {
+    rescoring: &'a mut Rescoring,
+    tau: &'a mut f32,
+    out: &'a mut Selection,
+}
+
+fn queries<'a>(
+    rescoring: &'a mut [Rescoring],
+    taus: &'a mut [f32],
+    out: &'a mut [Selection],
+) -> impl Iterator<Item = Query<'a>> + Send {
+    let states = rescoring.iter_mut().zip(taus).zip(out);
+    states.map(|((rescoring, tau), out)| Query {
+        rescoring,
+        tau,
+        out,
+    })
+}
+
+impl Query<'_> {
+    fn scan_again(&mut self, Rescan(tau): Rescan) {
+        self.out.stats.rescanned = true;
+        *self.tau = tau;
     }
 }
 

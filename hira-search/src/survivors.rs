@@ -1,8 +1,8 @@
 //! What is done for one query after the scan: from candidates to survivors, exact scores and the selection.
 
 use crate::blocks::{self, Apart, BlockSums, Weighing};
+use crate::disk_keys::DiskKeys;
 use crate::group::Group;
-use crate::row_buffers::RowBuffers;
 use crate::scan::Part;
 use crate::selection::Selection;
 use crate::settle::{Settling, Target, settle};
@@ -14,7 +14,7 @@ use crate::visible::Visible;
 pub(crate) struct Rescoring {
     /// Lower bounds of all candidates.
     lower: Vec<f32>,
-    rows: RowBuffers,
+    rebased: Vec<u32>,
     bitmap: Vec<u64>,
     /// Positions that were scored exactly.
     survivors: Vec<u32>,
@@ -22,20 +22,33 @@ pub(crate) struct Rescoring {
     pub(crate) settling: Settling,
 }
 
-/// What the candidates of a query come to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Outcome {
-    /// The selection is complete.
-    Selected,
-    /// The guessed threshold was too high; this lower one is proven (`-inf` if there were fewer than `k` candidates), or guessed again for
-    /// a query by mass.
-    Rescan(f32),
+/// One pass over the sketch: what it found, and what it left out.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) group: &'a Group<'a>,
+    pub(crate) parts: &'a [Part],
+    /// For each query, the weight of the keys that no part read, relative to the threshold that the pass began with.
+    pub(crate) skipped: &'a [f64],
+    pub(crate) apart: &'a Apart,
 }
+
+/// Thresholds of a query whose survivors are known and not scored yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Narrowed {
+    /// Every key that is not a candidate of its part scores below this.
+    excluded: f32,
+    /// The upper bounds of all survivors reach it.
+    floor: f32,
+}
+
+/// The guessed threshold was too high; this lower one is proven (`-inf` if there were fewer than `k` candidates), or guessed again for a query by
+/// mass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rescan(pub(crate) f32);
 
 impl Rescoring {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * (self.lower.capacity() + self.survivors.capacity())
-            + self.rows.memory_usage()
+        4 * (self.lower.capacity() + self.survivors.capacity() + self.rebased.capacity())
             + self.sums.memory_usage()
             + 8 * self.bitmap.capacity()
             + self.settling.memory_usage()
@@ -46,18 +59,15 @@ impl Rescoring {
         &self.survivors
     }
 
-    /// Selects for query `g` from the parts' candidates. `skipped` is the weight of keys that no part read, relative to `tau`, the
-    /// threshold that the pass began with.
-    pub(crate) fn select(
+    /// Finds the survivors of query `g`, of a pass that began with the threshold `tau`: the positions in `out`, not scored yet.
+    pub(crate) fn narrow(
         &mut self,
-        group: &Group<'_>,
+        pass: Pass<'_>,
         g: usize,
-        parts: &[Part],
-        (tau, skipped): (f32, f64),
-        apart: &Apart,
+        tau: f32,
         out: &mut Selection,
-    ) -> Outcome {
-        // Every key that is not a candidate of its part scores below this.
+    ) -> Result<Narrowed, Rescan> {
+        let Pass { group, parts, .. } = pass;
         let excluded = parts
             .iter()
             .fold(tau, |tau, part| tau.max(part.queries[g].tau));
@@ -68,10 +78,9 @@ impl Rescoring {
             Target::Top { k, .. } => self.kth_lower(group, parts, g, k),
             Target::Mass { ratio, .. } => {
                 let mass = &mut self.settling.mass;
-                match mass.certify_bounds(group, g, parts, (tau, skipped), ratio) {
-                    Ok(proven) => proven,
-                    Err(lower) => return Outcome::Rescan(lower),
-                }
+                let began = (tau, pass.skipped[g]);
+                let certified = mass.certify_bounds(group, g, parts, began, ratio);
+                certified.map_err(Rescan)?
             }
         };
         // Above the proven threshold if the guess was too high for the lower bounds; the exact scores may still reach it.
@@ -84,12 +93,28 @@ impl Rescoring {
         if let Target::Top { k, .. } = target
             && out.positions.len() < k
         {
-            return Outcome::Rescan(proven);
+            return Err(Rescan(proven));
         }
         self.map_slots(group, &mut out.positions);
+        Ok(Narrowed { excluded, floor })
+    }
+
+    /// Scores the survivors that [`narrow`](Self::narrow) found, those that `disk` has read there, and selects.
+    pub(crate) fn settle(
+        &mut self,
+        pass: Pass<'_>,
+        g: usize,
+        (tau, narrowed): (f32, Narrowed),
+        disk: &DiskKeys,
+        out: &mut Selection,
+    ) -> Result<(), Rescan> {
+        let Narrowed { excluded, floor } = narrowed;
+        let group = pass.group;
+        let target = group.targets[g];
         out.scores.clear();
         out.scores.resize(out.positions.len(), 0.0);
-        self.rows.score(group, g, &out.positions, &mut out.scores);
+        let (positions, rebased) = (&out.positions, &mut self.rebased);
+        disk.score(group, g, positions, rebased, &mut out.scores);
         self.survivors.clear();
         self.survivors.extend_from_slice(&out.positions);
         let buffers = &mut self.settling;
@@ -99,58 +124,50 @@ impl Rescoring {
             group.visible(),
             group.scale,
             buffers,
-            (floor, |reference| {
-                unscored(group, g, parts, (tau, skipped), floor, reference)
-            }),
+            (floor, |reference| unscored(pass, g, tau, floor, reference)),
             out,
         );
         // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
         if let Target::Top { .. } = target
             && out.tail.reference < excluded
         {
-            return Outcome::Rescan(out.tail.reference);
+            return Err(Rescan(out.tail.reference));
         }
         if group.scale > 0.0 && out.stats.selected < group.visible() {
             out.tail.sum = if group.tail_block > 0 {
-                self.add_unscored_blocks(group, g, parts, (tau, skipped), floor, apart, out)
+                self.add_unscored_blocks(pass, g, (tau, floor), out)
             } else {
                 let scored =
                     self.settling
                         .left_out(group.kernel, group.visible(), group.scale, out);
                 let reference = out.tail.reference;
-                let unscored = unscored(group, g, parts, (tau, skipped), floor, reference);
+                let unscored = unscored(pass, g, tau, floor, reference);
                 tail::add(scored, unscored)
             };
         }
-        Outcome::Selected
+        Ok(())
     }
 
     /// What [`unscored`] and [`Settling::left_out`] bound, by blocks. Returns all of it.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what one query of a pass came to"
-    )]
     fn add_unscored_blocks(
         &mut self,
-        group: &Group<'_>,
+        pass: Pass<'_>,
         g: usize,
-        parts: &[Part],
-        (tau, skipped): (f32, f64),
-        floor: f32,
-        apart: &Apart,
+        (tau, floor): (f32, f32),
         out: &mut Selection,
     ) -> f64 {
+        let group = pass.group;
         let (block_keys, weighing) = (group.tail_block, weighing(group, out));
         let (scale, reference) = (weighing.scale, weighing.reference);
         let sums = &mut self.sums;
         sums.begin(group.seen.blocks(block_keys));
-        let mut unblocked = tail::rescale(skipped, scale, tau, reference);
-        for part in parts {
+        let mut unblocked = tail::rescale(pass.skipped[g], scale, tau, reference);
+        for part in pass.parts {
             let (found, from) = (&part.found[g], part.queries[g].tau);
             sums.add_scanned(&found.blocks, blocks::factor(scale, from, reference));
             let below = tail::rescale(part.apart[g], scale, from, reference);
             unblocked = tail::add(unblocked, below);
-            let bounded = sums.add_bounded(found, floor, (block_keys, apart), weighing);
+            let bounded = sums.add_bounded(found, floor, (block_keys, pass.apart), weighing);
             unblocked = tail::add(unblocked, bounded);
         }
         let (survivors, scores) = (&self.survivors, self.settling.scores());
@@ -250,16 +267,10 @@ fn keep_at_least(slots: &[u32], upper: &[f32], floor: f32, kept: &mut Vec<u32>) 
 
 /// Weight of the keys that were never scored: those that no part read, those below their part's threshold, and the candidates below
 /// `floor`.
-fn unscored(
-    group: &Group<'_>,
-    g: usize,
-    parts: &[Part],
-    (tau, skipped): (f32, f64),
-    floor: f32,
-    reference: f32,
-) -> f64 {
-    let mut sum = tail::rescale(skipped, group.scale, tau, reference);
-    for part in parts {
+fn unscored(pass: Pass<'_>, g: usize, tau: f32, floor: f32, reference: f32) -> f64 {
+    let group = pass.group;
+    let mut sum = tail::rescale(pass.skipped[g], group.scale, tau, reference);
+    for part in pass.parts {
         let found = &part.found[g];
         for tail in [found.tail, part.apart[g]] {
             let below = tail::rescale(tail, group.scale, part.queries[g].tau, reference);

@@ -2,39 +2,47 @@
 
 use hira_kernels::Team;
 
+use crate::disk_keys::DiskKeys;
 use crate::group::Group;
 use crate::history::SearchHistory;
-use crate::row_buffers::RowBuffers;
 use crate::settle::Target;
 
 /// Buffers of a warm start, one set a query.
 #[derive(Debug, Default)]
 pub(crate) struct WarmStart {
+    disk: DiskKeys,
     queries: Vec<Buffers>,
 }
 
 #[derive(Debug, Default)]
 struct Buffers {
-    rows: RowBuffers,
+    rebased: Vec<u32>,
     scores: Vec<f32>,
+}
+
+impl Buffers {
+    fn score(&mut self, disk: &DiskKeys, group: &Group<'_>, g: usize, positions: &[u32]) {
+        self.scores.clear();
+        self.scores.resize(positions.len(), 0.0);
+        disk.score(group, g, positions, &mut self.rebased, &mut self.scores);
+    }
 }
 
 impl WarmStart {
     pub(crate) fn memory_usage(&self) -> usize {
         let queries = self.queries.iter();
-        let bytes = queries.map(|query| query.rows.memory_usage() + 4 * query.scores.capacity());
-        bytes.sum()
+        let values = queries.map(|query| query.rebased.capacity() + query.scores.capacity());
+        self.disk.memory_usage() + 4 * values.sum::<usize>()
     }
 
     /// Scores the keys remembered for each query that selects by mass; see [`scores`](Self::scores).
     pub(crate) fn score(&mut self, group: &Group<'_>, history: &SearchHistory, team: &Team) {
+        let remembered = |g| history.remembered(g, group.seen.range());
+        self.disk.read(group, (0..group.len()).map(remembered));
+        let disk = &self.disk;
         self.queries.resize_with(group.len(), Buffers::default);
         team.for_each(self.queries.iter_mut().enumerate(), |(g, buffers)| {
-            let Buffers { rows, scores } = buffers;
-            let positions = history.remembered(g, group.seen.range());
-            scores.clear();
-            scores.resize(positions.len(), 0.0);
-            rows.score(group, g, positions, scores);
+            buffers.score(disk, group, g, remembered(g));
         });
     }
 
@@ -56,20 +64,21 @@ impl WarmStart {
         taus: &mut [f32],
         team: &Team,
     ) {
+        let enough = |g: usize| match group.targets[g] {
+            Target::Top { k, .. } => Some((k, history.previous(g, k, group.seen.range())?)),
+            Target::AtLeast { .. } | Target::Mass { .. } => None,
+        };
+        let wanted = (0..group.len()).filter_map(enough);
+        self.disk
+            .read(group, wanted.map(|(_, positions)| positions));
+        let disk = &self.disk;
         self.queries.resize_with(group.len(), Buffers::default);
         let queries = self.queries.iter_mut().zip(taus).enumerate();
         team.for_each(queries, |(g, (buffers, tau))| {
-            let Target::Top { k, .. } = group.targets[g] else {
-                return;
-            };
-            let Some(positions) = history.previous(g, k, group.seen.range()) else {
-                return;
-            };
-            let Buffers { rows, scores } = buffers;
-            scores.clear();
-            scores.resize(positions.len(), 0.0);
-            rows.score(group, g, positions, scores);
-            *tau = group.kernel.kth_largest(scores, k);
+            if let Some((k, positions)) = enough(g) {
+                buffers.score(disk, group, g, positions);
+                *tau = group.kernel.kth_largest(&buffers.scores, k);
+            }
         });
     }
 }
