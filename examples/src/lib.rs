@@ -25,6 +25,9 @@ pub mod fetch;
 pub mod generate;
 pub mod gpu;
 mod huge_pages;
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub mod instances;
 pub mod llama;
 mod palette;
 pub mod program;

@@ -1,16 +1,14 @@
 //! The Burn module on every backend that is compiled in, against the engine on slices.
-#![cfg(feature = "burn")]
-
-mod common;
 
 use burn::tensor::{Tensor, TensorData, module::attention, ops::AttentionModuleOptions};
-use common::{Problem, Rows, Shape, distance};
 use hira_attention::{
     AttentionError, CacheShape, HiraAttention, HiraAttentionConfig, HiraBackend, PartKeys,
     PlanPolicy,
 };
 #[cfg(feature = "wgpu")]
 use hira_memory::MemoryPolicy;
+
+use crate::common::{Problem, Rows, Shape, distance};
 
 const SHAPE: Shape = Shape {
     sequences: 2,

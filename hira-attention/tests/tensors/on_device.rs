@@ -1,11 +1,7 @@
 //! The device engine through Burn's tensors, on wgpu: against the host engine, and against attention in f64.
-#![cfg(feature = "wgpu")]
-
-mod common;
 
 use burn::tensor::{Tensor, TensorData};
 use burn_wgpu::Wgpu;
-use common::{Problem, Rows, Shape, distance};
 use hira_attention::{
     AttentionError, CacheShape, HeadPlan, HiraAttention, HiraAttentionConfig, HiraCache,
     PlanPolicy, Precision,
@@ -14,6 +10,8 @@ use hira_cache::CacheError;
 use hira_index::burn::DeviceEngineError;
 use hira_memory::{MemoryError, MemoryPolicy, Part, Tier};
 use hira_threshold::ThresholdRule;
+
+use crate::common::{Problem, Rows, Shape, distance};
 
 /// Two sequences, groups of three queries.
 const SHAPE: Shape = Shape {
