@@ -39,48 +39,56 @@ impl<'a, const G: usize> Group<'a, G> {
     }
 }
 
-/// The bounds of one half of a tile.
+/// The bounds of both halves of a tile, so that a query is broadcast once for both.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn bounds<const G: usize>(
-    tiles: Tiles<'_>,
-    tile: usize,
-    half: usize,
-    group: &Group<'_, G>,
-) -> Bounds<G> {
+fn bounds<const G: usize>(tiles: Tiles<'_>, tile: usize, group: &Group<'_, G>) -> [Bounds<G>; 2] {
     let lines = &tiles.lines()[tile * tiles.stride()..][..tiles.stride()];
     let count = group.pairs[0].len();
     assert!(count < lines.len() && group.pairs.iter().all(|pairs| pairs.len() == count));
     let low_bytes = _mm256_set1_epi16(0x00ff);
-    let mut products = [_mm256_setzero_ps(); G];
+    let mut products = [[_mm256_setzero_ps(); G]; 2];
     for (flush, from) in (0..count).step_by(FLUSH_LINES).enumerate() {
-        let mut sums = [_mm256_setzero_si256(); G];
+        let mut sums = [[_mm256_setzero_si256(); G]; 2];
         for g in 0..G {
             let [hi, lo] = group.biases[g][flush];
-            sums[g] = _mm256_set1_epi32(128 * hi + lo);
+            let bias = _mm256_set1_epi32(128 * hi + lo);
+            (sums[0][g], sums[1][g]) = (bias, bias);
         }
         for j in from..count.min(from + FLUSH_LINES) {
-            let codes = load_half(&lines[j], half);
+            let (left, right) = (load_half(&lines[j], 0), load_half(&lines[j], 1));
             // Codes of dimensions 4j and 4j + 2, and of 4j + 1 and 4j + 3, as 16-bit lanes: with a 16-bit query,
             // `vpmaddwd` is exact where `vpmaddubsw` would saturate.
-            let (even, odd) = (
-                _mm256_and_si256(codes, low_bytes),
-                _mm256_srli_epi16::<8>(codes),
-            );
+            let evens = [
+                _mm256_and_si256(left, low_bytes),
+                _mm256_and_si256(right, low_bytes),
+            ];
+            let odds = [_mm256_srli_epi16::<8>(left), _mm256_srli_epi16::<8>(right)];
             for g in 0..G {
                 // SAFETY: `j < count`, the length of every query's pairs, asserted above.
-                let [query_even, query_odd] = *unsafe { group.pairs[g].get_unchecked(j) };
-                let evens = _mm256_madd_epi16(even, _mm256_set1_epi32(query_even));
-                let odds = _mm256_madd_epi16(odd, _mm256_set1_epi32(query_odd));
-                sums[g] = _mm256_add_epi32(sums[g], _mm256_add_epi32(evens, odds));
+                let [even, odd] = *unsafe { group.pairs[g].get_unchecked(j) };
+                let (even, odd) = (_mm256_set1_epi32(even), _mm256_set1_epi32(odd));
+                for half in 0..2 {
+                    let even = _mm256_madd_epi16(evens[half], even);
+                    let odd = _mm256_madd_epi16(odds[half], odd);
+                    sums[half][g] = _mm256_add_epi32(sums[half][g], _mm256_add_epi32(even, odd));
+                }
             }
         }
-        for g in 0..G {
-            products[g] = _mm256_add_ps(products[g], _mm256_cvtepi32_ps(sums[g]));
+        for half in 0..2 {
+            for g in 0..G {
+                let sum = _mm256_cvtepi32_ps(sums[half][g]);
+                products[half][g] = _mm256_add_ps(products[half][g], sum);
+            }
         }
     }
-    let parameters = load_half(&lines[lines.len() - 1], half);
-    epilogue(products, parameters, tiles.norm(tile), &group.constants)
+    let parameters = &lines[lines.len() - 1];
+    let norm = tiles.norm(tile);
+    let [left, right] = products;
+    [
+        epilogue(left, load_half(parameters, 0), norm, &group.constants),
+        epilogue(right, load_half(parameters, 1), norm, &group.constants),
+    ]
 }
 
 #[inline]
@@ -156,8 +164,7 @@ fn intervals_of<const G: usize>(
     let group = Group::<G>::new(queries, first);
     let slots = tiles.len() * TILE;
     for tile in 0..tiles.len() {
-        for half in 0..2 {
-            let found = bounds(tiles, tile, half, &group);
+        for (half, found) in bounds(tiles, tile, &group).iter().enumerate() {
             for g in 0..G {
                 let at = (first + g) * slots + tile * TILE + half * LANES;
                 let (lower, upper) = (&mut lower[at..][..LANES], &mut upper[at..][..LANES]);
@@ -188,9 +195,8 @@ pub(super) fn scan_block<const G: usize>(
         let mut widest = _mm256_setzero_ps();
         for tile in piece {
             let slot = base + (tiles.first_slot() + tile * TILE) as u32;
-            for half in 0..2 {
+            for (half, found) in bounds(tiles, tile, &group).iter().enumerate() {
                 let live = tiles.live(tile).saturating_sub(half * LANES);
-                let found = bounds(tiles, tile, half, &group);
                 for g in 0..G {
                     let (sink, tail) = (&mut sinks[g], &mut tails[g][half]);
                     *tail = select(
