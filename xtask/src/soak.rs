@@ -7,8 +7,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::{steps, workspace::Workspace};
 
-/// The word that asks for the soak of certificates alone.
-const CERTIFICATES: &str = "certificates";
+/// The soak of histories.
+pub(crate) const HISTORIES: &str = "soak";
+
+/// The fuzzer of histories.
+pub(crate) const FUZZ: &str = "fuzz";
+
+/// The soak of certificates, and the word that asks for it alone.
+pub(crate) const CERTIFICATES: &str = "certificates";
 
 /// The word that asks for the property tests alone.
 const PROPERTIES: &str = "properties";
@@ -19,32 +25,46 @@ const CASES: u32 = 1000;
 /// All three without flags; with flags that of histories, or the one whose name they begin with.
 pub(crate) fn soak(workspace: &Workspace, flags: &[String]) -> Result<bool> {
     match flags.split_first() {
-        None => Ok(run(command(workspace, "soak"), &[])?
-            && run(certificates(workspace), &[])?
+        None => Ok(run_built(workspace, HISTORIES, &[])?
+            && run(example(workspace, CERTIFICATES), &[])?
             && run(properties(workspace, &[])?, &[])?),
-        Some((name, flags)) if name == CERTIFICATES => run(certificates(workspace), flags),
+        Some((name, flags)) if name == CERTIFICATES => run_built(workspace, CERTIFICATES, flags),
         Some((name, cases)) if name == PROPERTIES => run(properties(workspace, cases)?, &[]),
-        Some(_) => run(command(workspace, "soak"), flags),
+        Some(_) => run_built(workspace, HISTORIES, flags),
     }
 }
 
 pub(crate) fn fuzz(workspace: &Workspace, flags: &[String]) -> Result<bool> {
-    run(command(workspace, "fuzz"), flags)
+    run_built(workspace, FUZZ, flags)
 }
 
-/// Runs an example with the given flags; its exit code decides.
+/// Builds the examples, and runs one with the given flags.
+fn run_built(workspace: &Workspace, name: &str, flags: &[String]) -> Result<bool> {
+    Ok(run(build(workspace), &[])? && run(example(workspace, name), flags)?)
+}
+
+/// Runs a command with the given flags; its exit code decides.
 fn run(mut command: Command, flags: &[String]) -> Result<bool> {
     Ok(command.args(flags).status()?.success())
 }
 
-/// An example of hira-search. Flags can be added.
-pub(crate) fn command(workspace: &Workspace, example: &str) -> Command {
-    example_of(workspace, "hira-search", example)
+/// Compiles the examples in release and without Burn, which they do not need; together, because each package alone would compile the cores
+/// with other features of what they need.
+pub(crate) fn build(workspace: &Workspace) -> Command {
+    let mut command = workspace.cargo("build");
+    command.args(["--release", "--no-default-features"]);
+    command.args(["--package", "hira-search", "--package", "hira-attention"]);
+    for name in [HISTORIES, FUZZ, CERTIFICATES] {
+        command.args(["--example", name]);
+    }
+    command
 }
 
-/// The soak of certificates. Flags can be added.
-pub(crate) fn certificates(workspace: &Workspace) -> Command {
-    example_of(workspace, "hira-attention", CERTIFICATES)
+/// An example that was [built](build). Flags can be added.
+pub(crate) fn example(workspace: &Workspace, name: &str) -> Command {
+    let mut command = Command::new(workspace.target().join("release/examples").join(name));
+    command.current_dir(workspace.root());
+    command
 }
 
 /// The tests of the cores with as many random cases of each property as are asked for.
@@ -60,19 +80,4 @@ fn properties(workspace: &Workspace, cases: &[String]) -> Result<Command> {
     test.arg("--no-fail-fast")
         .env("PROPTEST_CASES", cases.to_string());
     Ok(test)
-}
-
-/// An example in release and without Burn, which it does not need.
-fn example_of(workspace: &Workspace, package: &str, example: &str) -> Command {
-    let mut command = workspace.cargo("run");
-    command.args([
-        "--release",
-        "--package",
-        package,
-        "--no-default-features",
-        "--example",
-        example,
-        "--",
-    ]);
-    command
 }

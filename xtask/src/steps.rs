@@ -144,13 +144,17 @@ fn repeatable(mut test: Command) -> Command {
 
 /// The same cases in every run, so that a failure can be had again; `cargo xtask soak` takes others.
 fn soak_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
-    shell.run(soak::command(workspace, "soak").args(["--checks", "1e8", "--seed", "1"]))?;
-    shell.run(soak::certificates(workspace).args(["--checks", "1e5", "--seed", "1"]))?;
+    shell.run(&mut soak::build(workspace))?;
+    for (name, checks) in [(soak::HISTORIES, "1e8"), (soak::CERTIFICATES, "1e5")] {
+        let mut example = soak::example(workspace, name);
+        shell.run(example.args(["--checks", checks, "--seed", "1"]))?;
+    }
     Ok(Outcome::Passed)
 }
 
 fn fuzz_step(workspace: &Workspace, shell: &Shell) -> Result<Outcome> {
-    shell.run(soak::command(workspace, "fuzz").args(["--seconds", "15"]))?;
+    shell.run(&mut soak::build(workspace))?;
+    shell.run(soak::example(workspace, soak::FUZZ).args(["--seconds", "15"]))?;
     Ok(Outcome::Passed)
 }
 
