@@ -207,7 +207,7 @@ impl<'a, B: HiraBackend> Bench<'a, B> {
             value_dim: dim,
             max_len: context,
             precision: cache.config().index.precision,
-            rows: RowPlace::Device,
+            rows: RowPlace::default(),
         };
         for layer in 0..copies {
             if !cache.prepare_device::<B>(layer, &layout, settings.element.dtype(), device)? {

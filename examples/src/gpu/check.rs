@@ -5,13 +5,12 @@ use hira_attention::{
     AttentionError, AttentionReport, CacheShape, HiraAttention, HiraAttentionConfig, HiraBackend,
     HiraCache, PlanPolicy, Precision,
 };
-use hira_cache::CacheError;
 use hira_index::RowPlace;
-use hira_index::burn::{
-    DeviceEngineError, DeviceLayout, HostAccessError, device_append, with_host,
-};
+use hira_index::burn::{DeviceEngineError, DeviceLayout, device_append, with_host};
+use hira_memory::MemoryPolicy;
 use hira_threshold::ThresholdRule;
 
+use super::finding::{CheckError, Finding};
 use super::reference::{LayerShape, Reference, distance, norm};
 use crate::element::Element;
 
@@ -43,6 +42,8 @@ pub enum Task {
     Grow,
     /// Forks, goes separate ways, truncates, and decodes the same again.
     Fork,
+    /// Keeps exact rows in main memory, and answers as with all on the device.
+    HostRows,
     /// The same calls on the host engine.
     Host,
     /// Says of a row that is not finite where it is.
@@ -62,91 +63,6 @@ pub struct Check {
     pub task: Task,
 }
 
-/// What a check that passed has compared.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Finding {
-    /// Keys that were looked at, over all queries.
-    pub keys: usize,
-    /// Keys that were attended to.
-    pub attended: usize,
-    /// Largest error of an output, as a share of what is allowed.
-    pub error: f64,
-}
-
-impl Finding {
-    /// Holds a number against the most that is right.
-    fn hold(
-        &mut self,
-        what: &'static str,
-        (row, token): (usize, usize),
-        limit: f64,
-        received: f64,
-    ) -> Result<(), CheckError> {
-        if received > limit || received.is_nan() {
-            return Err(CheckError::Limit {
-                what,
-                row,
-                token,
-                limit,
-                received,
-            });
-        }
-        self.error = self.error.max(received / limit);
-        Ok(())
-    }
-}
-
-/// Why a check did not pass.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CheckError {
-    /// Attention refused.
-    #[error(transparent)]
-    Attention(#[from] AttentionError),
-    /// The cache refused.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// A tensor could not be read.
-    #[error(transparent)]
-    Host(#[from] HostAccessError),
-    /// A count of keys is wrong.
-    #[error("query head {row}, token {token}: expected {expected} {what}, received {received}")]
-    Count {
-        /// What was counted.
-        what: &'static str,
-        /// `sequence * Hq + head`.
-        row: usize,
-        /// The query's position.
-        token: usize,
-        /// The right number.
-        expected: usize,
-        /// What came.
-        received: usize,
-    },
-    /// A number is larger than it may be.
-    #[error(
-        "query head {row}, token {token}: {what} is {received:e}, at most {limit:e} was expected"
-    )]
-    Limit {
-        /// What was measured.
-        what: &'static str,
-        /// `sequence * Hq + head`.
-        row: usize,
-        /// The query's position.
-        token: usize,
-        /// The most that is right.
-        limit: f64,
-        /// What came.
-        received: f64,
-    },
-    /// Something else is not as it should be.
-    #[error("expected {expected}")]
-    State {
-        /// What should have been.
-        expected: &'static str,
-    },
-}
-
 impl std::fmt::Display for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.task {
@@ -162,6 +78,7 @@ impl std::fmt::Display for Check {
             }
             Task::Grow => f.write_str("growth")?,
             Task::Fork => f.write_str("fork and truncate")?,
+            Task::HostRows => f.write_str("rows in main memory")?,
             Task::Host => f.write_str("as the host engine")?,
             Task::NonFinite => f.write_str("rows that are not finite")?,
         }
@@ -227,7 +144,7 @@ impl Check {
                     checks.push(of(Task::Host));
                 }
             }
-            for task in [Task::Grow, Task::Fork, Task::NonFinite] {
+            for task in [Task::Grow, Task::Fork, Task::HostRows, Task::NonFinite] {
                 let [element, stored] = types[i % types.len()];
                 if !quick || task == Task::Fork || i == 0 {
                     checks.push(Self {
@@ -261,6 +178,7 @@ impl Check {
                 trial.decode(&config, 1020, &[1020, 1023, 1024, 1030, 2099])
             }
             Task::Fork => layer(60)?.fork(),
+            Task::HostRows => layer(643)?.host_rows(),
             Task::Host => layer(300)?.as_host(),
             Task::NonFinite => layer(40)?.non_finite(),
         }
@@ -359,10 +277,10 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
             value_dim: shape.value_dim,
             max_len: self.rows.tokens,
             precision: cache.config().index.precision,
-            rows: RowPlace::Device,
+            rows: RowPlace::default(),
         };
         if !cache.prepare_device::<B>(0, &layout, self.check.element.dtype(), self.device)? {
-            return Err(state("a backend with a device engine"));
+            return Err(CheckError::state("a backend with a device engine"));
         }
         let [_, k, v] = self.tensors(range);
         device_append::<B>(cache.device_store_mut(0)?, k, v).map_err(AttentionError::from)?;
@@ -388,9 +306,13 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
             at = token + 1;
             let (out, mut report) = self.call(&attention, &mut cache, token..at)?;
             if !report.is_pending() {
-                return Err(state("a report that is pending: the device engine"));
+                return Err(CheckError::state(
+                    "a report that is pending: the device engine",
+                ));
             }
-            let attended = report.attended()?.ok_or(state("a sparse step"))?;
+            let attended = report
+                .attended()?
+                .ok_or(CheckError::state("a sparse step"))?;
             report.fetch()?;
             self.compare(config, token, &out, &report, &attended, &mut finding)?;
         }
@@ -485,27 +407,79 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
         let first = step(&mut cache, 50..51)?;
         step(&mut fork, 55..56)?;
         if (cache.seq_len(0), fork.seq_len(0)) != (51, 51) {
-            return Err(state("51 tokens on either side of a fork"));
+            return Err(CheckError::state("51 tokens on either side of a fork"));
         }
         for side in [&mut fork, &mut cache] {
             side.truncate(50)?;
             if step(side, 50..51)? != first {
-                return Err(state("the same answer after a fork and a truncation"));
+                return Err(CheckError::state(
+                    "the same answer after a fork and a truncation",
+                ));
             }
         }
         cache.reset();
         self.store(&mut cache, 0..50)?;
         if cache.seq_len(0) != 50 || step(&mut cache, 50..51)? != first {
-            return Err(state("the same answer after a reset"));
+            return Err(CheckError::state("the same answer after a reset"));
         }
         Ok(Finding::default())
+    }
+
+    /// Right with rows in main memory, and nothing but the order of sums differs from rows on the device.
+    fn host_rows(&self) -> Result<Finding, CheckError> {
+        let config = self.config(RuleKind::TopK);
+        let policy = MemoryPolicy::Hybrid { num_fast_levels: 1 };
+        let hybrid = config.clone().with_memory_policy(policy);
+        let mut finding = self.decode(&hybrid, 600, &[600, 601, 639, 642])?;
+        let attention: HiraAttention<B> = config.init(self.device).map_err(AttentionError::from)?;
+        let mut caches = [self.cache(&config)?, self.cache(&hybrid)?];
+        // a prompt, tokens at once, a token
+        for range in [0..150, 150..154, 154..155] {
+            let mut answers = Vec::new();
+            for cache in &mut caches {
+                let (out, mut report) = self.call(&attention, cache, range.clone())?;
+                let attended = report.attended()?;
+                report.fetch()?;
+                answers.push((out, attended, report.heads, report.certificates));
+            }
+            let [ours, theirs] = &answers[..] else {
+                return Err(CheckError::state("two answers"));
+            };
+            if (&ours.1, &ours.2, &ours.3) != (&theirs.1, &theirs.2, &theirs.3) {
+                return Err(CheckError::state(
+                    "the keys and bounds of rows on the device",
+                ));
+            }
+            let at = |row: usize| (row / range.len(), range.start + row % range.len());
+            let what = "the distance from the answer of rows on the device";
+            self.hold_near(what, &ours.0, &theirs.0, at, &mut finding)?;
+        }
+        Ok(finding)
+    }
+
+    /// Holds the rows of an answer against those of another that is as right.
+    fn hold_near(
+        &self,
+        what: &'static str,
+        ours: &[f32],
+        theirs: &[f32],
+        at: impl Fn(usize) -> (usize, usize),
+        finding: &mut Finding,
+    ) -> Result<(), CheckError> {
+        let rounding = self.check.element.rounding();
+        let width = self.check.shape.value_dim;
+        for (row, (ours, theirs)) in ours.chunks(width).zip(theirs.chunks(width)).enumerate() {
+            let theirs: Vec<f64> = theirs.iter().map(|&x| f64::from(x)).collect();
+            let limit = (rounding + SUMS) * (norm(&theirs) + 1.0);
+            finding.hold(what, at(row), limit, distance(ours, &theirs))?;
+        }
+        Ok(())
     }
 
     /// A prompt, another prompt, some tokens at once, single tokens: outputs and numbers of keys are the host engine's.
     fn as_host(&self) -> Result<Finding, CheckError> {
         let shape = self.check.shape;
         let mut finding = Finding::default();
-        let rounding = self.check.element.rounding();
         for config in [
             self.config(RuleKind::TopK).with_tail_compensation(false),
             HiraAttentionConfig::dense()
@@ -531,18 +505,9 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
                     0,
                     &mut expected,
                 )?;
-                let rows = out
-                    .chunks(shape.value_dim)
-                    .zip(expected.chunks(shape.value_dim));
-                for (row, (ours, expected)) in rows.enumerate() {
-                    let expected: Vec<f64> = expected.iter().map(|&x| f64::from(x)).collect();
-                    finding.hold(
-                        "the distance from the host engine's answer",
-                        (row / range.len(), range.start + row % range.len()),
-                        (rounding + SUMS) * (norm(&expected) + 1.0),
-                        distance(ours, &expected),
-                    )?;
-                }
+                let at = |row: usize| (row / range.len(), range.start + row % range.len());
+                let what = "the distance from the host engine's answer";
+                self.hold_near(what, &out, &expected, at, &mut finding)?;
                 for (row, (ours, theirs)) in report.heads.iter().zip(&theirs.heads).enumerate() {
                     if (ours.attended, ours.visible) != (theirs.attended, theirs.visible) {
                         return Err(CheckError::Count {
@@ -572,7 +537,7 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
             let of = [&mut rows.q, &mut rows.k, &mut rows.v]
                 .into_iter()
                 .nth(wrong);
-            let of = of.ok_or(state("three kinds of rows"))?;
+            let of = of.ok_or(CheckError::state("three kinds of rows"))?;
             let element = if wrong == 1 { f32::NAN } else { f32::INFINITY };
             // of token 30, the first head
             of.data[30 * of.dim + 3] = element;
@@ -583,15 +548,15 @@ impl<'a, B: HiraBackend> Trial<'a, B> {
                     what: named,
                     position: 30,
                 })) if named == what => {}
-                _ => return Err(state("an error that names the row which is not finite")),
+                _ => {
+                    return Err(CheckError::state(
+                        "an error that names the row which is not finite",
+                    ));
+                }
             }
         }
         Ok(Finding::default())
     }
-}
-
-fn state(expected: &'static str) -> CheckError {
-    CheckError::State { expected }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod bench;
 mod case;
 mod check;
+mod finding;
 mod reference;
 mod rows;
 mod table;
@@ -14,7 +15,8 @@ mod truth;
 
 pub use bench::{GpuBenchError, Settings, bandwidth, measure};
 pub use case::Case;
-pub use check::{Check, CheckError, Finding, RuleKind, Task};
+pub use check::{Check, RuleKind, Task};
+pub use finding::{CheckError, Finding};
 pub use reference::{LayerShape, Reference, Rows, Scores};
 pub use rows::GpuRows;
 pub use table::{Outcome, Sdpa, Table};
