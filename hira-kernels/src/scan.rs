@@ -99,7 +99,8 @@ const TAIL_UP: f64 = 1.000_05;
 /// A checked run of tiles of a sketch: what the kernels trust.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiles<'a> {
-    lines: &'a [Line],
+    /// The lines of the run, and behind them those of the sketch that may be fetched ahead.
+    reach: &'a [Line],
     norms: &'a [f32],
     stride: usize,
     /// First slot of the run.
@@ -117,8 +118,12 @@ impl<'a> Tiles<'a> {
         assert!(tiles.start <= tiles.end, "a range of tiles ascends");
         let first = tiles.start * TILE;
         let count = tiles.len();
+        assert!(
+            sketch.lines.len() >= tiles.end * stride,
+            "the sketch has the lines of its tiles"
+        );
         Self {
-            lines: &sketch.lines[tiles.start * stride..][..count * stride],
+            reach: &sketch.lines[tiles.start * stride..],
             norms: &sketch.norms[tiles.start..][..count],
             stride,
             first,
@@ -129,7 +134,7 @@ impl<'a> Tiles<'a> {
     /// The tiles `from..to` of this run.
     pub(crate) fn slice(&self, from: usize, to: usize) -> Self {
         Self {
-            lines: &self.lines[from * self.stride..to * self.stride],
+            reach: &self.reach[from * self.stride..],
             norms: &self.norms[from..to],
             stride: self.stride,
             first: self.first + from * TILE,
@@ -151,7 +156,14 @@ impl<'a> Tiles<'a> {
 
     /// All lines of the run.
     pub(crate) fn lines(&self) -> &'a [Line] {
-        self.lines
+        &self.reach[..self.len() * self.stride]
+    }
+
+    /// The lines of the tile that lies `tile` tiles behind the start of the run, in the run or behind it; none where nothing more will be read.
+    #[inline(always)]
+    pub(crate) fn reached(&self, tile: usize) -> &'a [Line] {
+        let from = tile * self.stride;
+        self.reach.get(from..from + self.stride).unwrap_or(&[])
     }
 
     pub(crate) fn norm(&self, tile: usize) -> f32 {
@@ -341,7 +353,8 @@ impl Kernel {
     /// # Complexity
     ///
     /// `O(tiles * dim * queries)` integer operations; reads each tile once. Allocates only where a candidate buffer
-    /// has to grow: room for 1040 more candidates is kept ahead of the scan.
+    /// has to grow: room for 1040 more candidates is kept ahead of the scan. Where that pays the lines of the sketch behind `tiles` are
+    /// fetched ahead, for the next call: let `sketch.lines` end where a scan in several calls does.
     ///
     /// # Panics
     ///

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE};
+use hira_kernels::{Candidates, QueryGroup, ScanQuery, SegmentOffsets, TILE, tile_lines};
 
 use crate::blocks::{self, Apart};
 use crate::group::Group;
@@ -103,11 +103,11 @@ impl Part {
             tile = tiles.end;
             let block_keys = scan.group.tail_block;
             if block_keys == 0 || visible.in_blocks(block_keys) {
-                self.scan_visible(scan, visible, run.segment, tiles);
+                self.scan_visible(scan, visible, run, tiles);
             } else {
                 // What goes into the tail belongs to no block.
                 self.swap_tails(0);
-                self.scan_visible(scan, visible, run.segment, tiles);
+                self.scan_visible(scan, visible, run, tiles);
                 self.swap_tails(block_keys);
             }
             self.raise(scan.group, scan.apart);
@@ -126,17 +126,17 @@ impl Part {
         &mut self,
         scan: &Scan<'_>,
         visible: &Visible<'_>,
-        segment: usize,
+        run: &Run,
         tiles: Range<usize>,
     ) {
         if visible.is_mixed() {
-            self.scan_mixed(scan, visible, segment, tiles);
+            self.scan_mixed(scan, visible, run, tiles);
         } else if tiles.start == visible.tiles().start && visible.is_cut_in_front() {
             let whole = tiles.start + 1;
-            self.filter(scan, visible, segment, tiles.start..whole);
-            self.scan_tiles(scan, visible, segment, whole..tiles.end);
+            self.filter(scan, visible, run, tiles.start..whole);
+            self.scan_tiles(scan, visible, run, whole..tiles.end);
         } else {
-            self.scan_tiles(scan, visible, segment, tiles);
+            self.scan_tiles(scan, visible, run, tiles);
         }
     }
 
@@ -144,16 +144,19 @@ impl Part {
         &mut self,
         scan: &Scan<'_>,
         visible: &Visible<'_>,
-        segment: usize,
+        run: &Run,
         tiles: Range<usize>,
     ) {
-        if let Some(sketch) = visible.sketch() {
+        if let Some(mut sketch) = visible.sketch() {
+            // What lies behind the run is left to whichever thread takes it.
+            let end = (run.tiles.end * tile_lines(sketch.dim)).min(sketch.lines.len());
+            sketch.lines = &sketch.lines[..end];
             scan.group.kernel.scan_into(
                 sketch,
                 tiles,
                 visible.segment.start() as u32,
                 scan.prepared,
-                &scan.offsets[segment],
+                &scan.offsets[run.segment],
                 &self.queries,
                 &mut self.found,
             );
@@ -165,7 +168,7 @@ impl Part {
         &mut self,
         scan: &Scan<'_>,
         visible: &Visible<'_>,
-        segment: usize,
+        run: &Run,
         tiles: Range<usize>,
     ) {
         let mut tile = tiles.start;
@@ -177,21 +180,15 @@ impl Part {
                 tile += 1;
             }
             if whole {
-                self.scan_tiles(scan, visible, segment, start..tile);
+                self.scan_tiles(scan, visible, run, start..tile);
             } else {
-                self.filter(scan, visible, segment, start..tile);
+                self.filter(scan, visible, run, start..tile);
             }
         }
     }
 
     /// What `scan_into` does, for the visible keys among others.
-    fn filter(
-        &mut self,
-        scan: &Scan<'_>,
-        visible: &Visible<'_>,
-        segment: usize,
-        tiles: Range<usize>,
-    ) {
+    fn filter(&mut self, scan: &Scan<'_>, visible: &Visible<'_>, run: &Run, tiles: Range<usize>) {
         let Some(sketch) = visible.sketch() else {
             return;
         };
@@ -206,7 +203,7 @@ impl Part {
             sketch,
             tiles,
             scan.prepared,
-            &scan.offsets[segment],
+            &scan.offsets[run.segment],
             &mut self.lower[..size],
             &mut self.upper[..size],
         );

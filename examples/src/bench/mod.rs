@@ -2,7 +2,8 @@
 //!
 //! [`scenario`](chosen) lists what is measured, as data. A decode step of a real model finds every layer's keys and values out of the caches, so
 //! a *cold* contender rotates over more copies of the data than the caches hold; a *warm* one uses the same copy again. All contenders
-//! take [`Turns`] within one loop, so that noise on a shared machine meets them alike. Beyond the captures, keys and values come from a
+//! take [`Turns`] within one loop, so that noise on a shared machine meets them alike, each after the products that come before the attention in
+//! a model, which leave the threads awake. Beyond the captures, keys and values come from a
 //! [`Generator`] that was fitted to them.
 
 mod ceiling;
@@ -13,6 +14,7 @@ mod oracle;
 mod outcome;
 mod plot;
 mod problem;
+mod projection;
 mod report;
 mod scenario;
 mod search;

@@ -9,7 +9,10 @@ use hira_search::{
 };
 use hira_threshold::ThresholdRule;
 
-use super::{Outcome, Problem, Scenario, Spread, Turns, oracle::best, step::with_ratios};
+use super::{
+    Outcome, Problem, Scenario, Spread, Turns, oracle::best, projection::Projection,
+    step::with_ratios,
+};
 
 /// Keys that a search is to find.
 pub(super) const WANTED: usize = 256;
@@ -84,7 +87,7 @@ pub fn measure_search(
     let mut contenders = contenders(turns.copies)?;
     turns.contenders = contenders.len();
     let calls = turns.copies * turns.rows * turns.contenders;
-    let mut done = 0;
+    let (mut done, mut projection) = (0, Projection::new());
     for block in turns.blocks() {
         let expected: Vec<Expected> = block
             .clone()
@@ -104,6 +107,7 @@ pub fn measure_search(
             };
             let query = &problem.queries_of(turn.row)[..problem.dim];
             let mut out = Selection::default();
+            projection.run();
             let start = Instant::now();
             contender.searcher.search_group_with(
                 &indexes[turn.copy],

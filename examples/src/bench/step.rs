@@ -7,6 +7,7 @@ use hira_threshold::ThresholdRule;
 use super::{
     Answers, Contender, ContenderError, Data, Outcome, Problem, Scenario, Scope, Spread, Turns,
     contender::{burn_attention, burn_operations, engine, filled, layers},
+    projection::Projection,
 };
 
 /// Bytes of a tile's parameters and norm for each of its sixteen keys.
@@ -119,7 +120,7 @@ fn take_turns(
     // a dense f32 sum over n values errs by less than this
     let allowed = 1e-4 * f64::from(largest);
     let calls = turns.copies * turns.rows * turns.contenders;
-    let mut done = 0;
+    let (mut done, mut projection) = (0, Projection::new());
     for block in turns.blocks() {
         let answers: Vec<Answers> = block
             .clone()
@@ -134,6 +135,7 @@ fn take_turns(
             let contender = &mut contenders[turn.contender];
             let answers = &answers[turn.row - block.start];
             let call = (turn.copy, turn.row);
+            projection.run();
             let (seconds, report) = checked(contender, call, answers, problem.dim, allowed)?;
             if turn.counted {
                 let measured = &mut measured[turn.contender];

@@ -1,6 +1,6 @@
 //! Times one decode step's attention: Hira beside dense attention, cold and warm, every answer checked.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -11,6 +11,7 @@ use hira_examples::{
         last_level_cache, measure_search, measure_step, plots, report,
     },
     device::{DeviceName, OnDevice, run_on},
+    program,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -126,8 +127,11 @@ impl Bench {
     }
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    program::main(|| run(Arguments::parse()))
+}
+
+fn run(arguments: Arguments) -> Result<()> {
     let scenarios = chosen(arguments.quick, arguments.only.as_deref());
     if arguments.list {
         for scenario in &scenarios {

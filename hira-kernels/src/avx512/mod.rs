@@ -8,6 +8,7 @@
     reason = "one index names a query, half or strip in several arrays of registers"
 )]
 
+mod ahead;
 mod ceiling;
 mod order;
 mod product;

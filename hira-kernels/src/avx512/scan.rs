@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::ahead::ahead_tiles;
 use super::softmax::store;
 use crate::lanes::ROUND;
 use crate::query::{FLUSH_LINES, QueryConstants};
@@ -40,10 +41,11 @@ impl<'a, const G: usize> Group<'a, G> {
 ///
 /// `U` lines at a time have accumulators of their own: `2 G U` of them hide the four cycles of `vpdpbusd` from four on.
 /// One tile after the other, because the fetch of lines follows one ascending address: with two tiles side by side a
-/// scan from memory ran at under half the speed, whatever was prefetched. Software prefetches of 1 to 20 KiB ahead, into either cache, lose 2 to 46 %, most at 2 KiB.
+/// scan from memory ran at under half the speed, whatever was prefetched.
 ///
-/// At `G = 3` the 96 `vpdpbusd` of a tile (D 64) leave little: it runs at 34 GB/s from the second cache without tail sums and at 27 with them, where
-/// a plain read of memory reaches 24 to 31. So what a scan from memory gains from large pages is 1.26 times at `G = 3` and 1.6 at `G = 1`.
+/// At `G = 3` the 96 `vpdpbusd` of a tile (D 64) leave little on Zen 4: it runs at 34 GB/s from the second cache without tail sums and at 27 with them,
+/// where a plain read of memory reaches 24 to 31. So what a scan from memory gains from large pages is 1.26 times at `G = 3` and 1.6 at `G = 1`. On Zen 5, whose
+/// registers are multiplied in one piece, it runs at 60 and 48 GB/s, and memory alone binds it.
 ///
 /// Inlined by force, with its accumulators: a call would pass them through memory (half the speed at `G = 3`).
 ///
@@ -253,24 +255,32 @@ pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool, const
     let mut writers: [Writer; G] = std::array::from_fn(|g| Writer::new(&mut sinks[g], tiles.len()));
     let first_slot = base + tiles.first_slot() as u32;
     let mut tails = [_mm512_setzero_ps(); G];
-    // The tails of the pieces, and their largest residual norms. Which piece a tile is in decides an address and no branch:
-    // with a loop a piece, whose end is foreseen badly, a scan from the second cache took 2 to 4 % longer.
+    // The tails of the pieces, and their largest residual norms. Those of the piece at work stay in registers: stores at every tile queue up
+    // behind one to a line that is in no cache, and take 5 % of a scan for four queries from memory.
     let mut weights = [[_mm512_setzero_ps(); PIECES]; G];
     let mut widest = [_mm512_setzero_ps(); PIECES];
-    let mut piece_of = [0u8; BLOCK_TILES];
+    let mut wide = _mm512_setzero_ps();
+    // One bit for each tile that ends a piece: with a loop a piece a scan from the second cache took 2 to 4 % longer.
+    let mut ends = 0u64;
     if BLOCKS {
-        for (i, piece) in cuts.pieces(&tiles).enumerate() {
-            piece_of[piece].fill(i as u8);
+        for piece in cuts.pieces(&tiles) {
+            ends |= 1 << (piece.end - 1);
         }
     }
+    let mut piece = 0;
+    let ahead = ahead_tiles(G, tiles.stride());
     for tile in 0..tiles.len() {
+        if let Some(ahead) = ahead {
+            for line in tiles.reached(tile + ahead) {
+                _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast());
+            }
+        }
         // SAFETY: this function has the target features.
         let products = unsafe { products::<G, U>(tiles, tile, &group) };
         let parameters = parameters(tiles, tile);
         let live = (0xffff_u32 >> (TILE - tiles.live(tile))) as u16;
-        let piece = usize::from(piece_of[tile]) % PIECES;
         if BLOCKS {
-            widest[piece] = _mm512_mask_max_ps(widest[piece], live, widest[piece], parameters[1]);
+            wide = _mm512_mask_max_ps(wide, live, wide, parameters[1]);
         }
         for g in 0..G {
             let (query, writer) = (&group.constants[g], &mut writers[g]);
@@ -284,13 +294,16 @@ pub(super) fn scan_block<const G: usize, const U: usize, const TAIL: bool, const
             }
             if TAIL {
                 let y = _mm512_mul_ps(_mm512_sub_ps(upper, tau), _mm512_set1_ps(writer.exponent));
-                let tail = if BLOCKS {
-                    &mut weights[g][piece]
-                } else {
-                    &mut tails[g]
-                };
+                let tail = &mut tails[g];
                 *tail = _mm512_mask_add_ps(*tail, live & !candidates, *tail, exp2_up(y));
             }
+        }
+        if BLOCKS && ends >> tile & 1 != 0 {
+            widest[piece % PIECES] = std::mem::replace(&mut wide, _mm512_setzero_ps());
+            for g in 0..G {
+                weights[g][piece % PIECES] = std::mem::replace(&mut tails[g], _mm512_setzero_ps());
+            }
+            piece += 1;
         }
     }
     for g in 0..G {
