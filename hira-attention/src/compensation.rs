@@ -176,11 +176,10 @@ impl CompensationScratch {
         self.near.resize(step.head.values().dim(), 0.0);
         let (mut near_rows, mut total) = ([0; NEAR_CHUNK], 0);
         for (rows, weights) in rows.chunks(NEAR_CHUNK).zip(weights.chunks(NEAR_CHUNK)) {
-            let mut count = 0;
-            for (&row, &weight) in rows.iter().zip(weights) {
-                // Written always, counted only if kept: no branch to mispredict.
-                near_rows[count] = row;
-                count += usize::from((weight >= least) & (weight < most));
+            let near_rows = &mut near_rows[..rows.len()];
+            let count = (step.kernel).places_within(weights, least..most, near_rows);
+            for row in &mut near_rows[..count] {
+                *row = rows[*row as usize];
             }
             add_weighted_values(
                 step.kernel,

@@ -1,4 +1,6 @@
-//! The k-th largest of some values.
+//! The k-th largest of some values, and the places of those within limits.
+
+use std::ops::Range;
 
 use crate::kernel::dispatch;
 use crate::{Kernel, TILE};
@@ -37,6 +39,44 @@ impl Kernel {
         }
         dispatch!(self, kth_largest(values, k))
     }
+
+    /// Writes the places of the values `within` limits, ascending, to the front of `places`, and returns how many there are. What else `places`
+    /// holds is lost.
+    ///
+    /// # Shapes
+    ///
+    /// `values`, `places`: `[N]`.
+    ///
+    /// # Panics
+    ///
+    /// If `places` has another length than `values`, or is longer than `u32` can count.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_kernels::Kernel;
+    ///
+    /// let (values, mut places) = ([3.0, 1.0, 2.0, 3.0], [0; 4]);
+    /// let count = Kernel::best().places_within(&values, 2.0..f32::INFINITY, &mut places);
+    /// assert_eq!(places[..count], [0, 2, 3]);
+    /// ```
+    pub fn places_within(self, values: &[f32], within: Range<f32>, places: &mut [u32]) -> usize {
+        assert_eq!(values.len(), places.len(), "a place for every value");
+        assert!(values.len() <= u32::MAX as usize, "places are u32");
+        dispatch!(self, places_within(values, within, places))
+    }
+}
+
+/// The body of the portable kernels' `places_within`.
+#[inline(always)]
+pub(crate) fn places_within(values: &[f32], within: Range<f32>, places: &mut [u32]) -> usize {
+    let mut count = 0;
+    for (place, value) in values.iter().enumerate() {
+        // Written always, counted only if kept: no branch to mispredict. At most `place` were kept before.
+        places[count] = place as u32;
+        count += usize::from(within.contains(value));
+    }
+    count
 }
 
 /// An integer that orders floats as their values do, but for `-0.0`, which it puts before `0.0`.
@@ -181,7 +221,26 @@ pub(crate) fn kth_largest(values: &[f32], k: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn places_are_those_of_a_filter(
+            values in vec(prop_oneof![-2.0f32..2.0, Just(1.0), Just(-0.0), Just(f32::NEG_INFINITY), Just(f32::INFINITY)], 0..100),
+            start in prop_oneof![-2.0f32..2.0, Just(f32::NEG_INFINITY), Just(0.0), Just(1.0)],
+            end in prop_oneof![-2.0f32..2.0, Just(f32::INFINITY), Just(1.0)],
+        ) {
+            let within = |place: &u32| (start..end).contains(&values[*place as usize]);
+            let expected: Vec<u32> = (0..values.len() as u32).filter(within).collect();
+            for kernel in Kernel::available() {
+                let mut places = vec![7; values.len()];
+                let count = kernel.places_within(&values, start..end, &mut places);
+                prop_assert_eq!(&places[..count], &expected[..], "{}", kernel.name());
+            }
+        }
+    }
 
     #[test]
     fn ranks_order_as_values_do() {

@@ -139,18 +139,17 @@ impl Weighing {
     fn for_each_below(&self, values: &[f32], limit: f32, mut add: impl FnMut(usize, f32)) {
         let (mut places, mut picked, mut weights) = ([0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
         for (chunk, values) in values.chunks(CHUNK).enumerate() {
-            let mut count = 0;
-            for (i, &value) in values.iter().enumerate() {
-                // Written always, counted only if kept: no branch to mispredict. At most `i` were kept before.
-                places[count] = (CHUNK * chunk + i) as u32;
-                picked[count] = value;
-                count += usize::from(value < limit);
+            let places = &mut places[..values.len()];
+            let count = (self.kernel).places_within(values, f32::NEG_INFINITY..limit, places);
+            let (picked, weights) = (&mut picked[..count], &mut weights[..count]);
+            for (picked, &place) in picked.iter_mut().zip(&*places) {
+                *picked = values[place as usize];
             }
-            let weights = &mut weights[..count];
             self.kernel
-                .exp_weights_into(&picked[..count], self.scale, self.reference, weights);
+                .exp_weights_into(picked, self.scale, self.reference, weights);
             for (&place, &weight) in places.iter().zip(&*weights) {
-                add(place as usize, if weight > LEAST { weight } else { LEAST });
+                let place = CHUNK * chunk + place as usize;
+                add(place, if weight > LEAST { weight } else { LEAST });
             }
         }
     }

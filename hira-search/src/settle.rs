@@ -168,23 +168,48 @@ pub(crate) fn settle(
     };
 }
 
+/// Keys that are looked at together, whose places stay on the stack.
+const CHUNK: usize = 128;
+
 /// Keeps the `k` best of more keys than that, whose positions ascend: ties go to the lower position.
 fn keep_best(kernel: Kernel, k: usize, positions: &mut Vec<u32>, scores: &mut Vec<f32>) {
     let limit = kernel.kth_largest(scores, k);
-    let above = scores.iter().filter(|&&score| score > limit).count();
-    let mut ties = k - above;
-    let mut kept = 0;
-    for i in 0..positions.len() {
-        let score = scores[i];
-        // Written always, counted only if kept: no branch to mispredict.
-        positions[kept] = positions[i];
-        scores[kept] = score;
-        let tie = score == limit && ties > 0;
-        ties -= usize::from(tie);
-        kept += usize::from(score > limit || tie);
+    let (mut places, mut kept) = ([0; CHUNK], 0);
+    for first in (0..scores.len()).step_by(CHUNK) {
+        let values = &scores[first..scores.len().min(first + CHUNK)];
+        let places = &mut places[..values.len()];
+        let count = kernel.places_within(values, limit..f32::INFINITY, places);
+        for &place in &places[..count] {
+            let place = first + place as usize;
+            positions[kept] = positions[place];
+            scores[kept] = scores[place];
+            kept += 1;
+        }
     }
     positions.truncate(kept);
     scores.truncate(kept);
+    if kept > k {
+        drop_last_ties(limit, kept - k, positions, scores);
+    }
+}
+
+/// Drops the `count` last of the keys that score `limit`.
+fn drop_last_ties(limit: f32, count: usize, positions: &mut Vec<u32>, scores: &mut Vec<f32>) {
+    let mut kept = scores.iter().filter(|&&score| score == limit).count() - count;
+    let mut end = 0;
+    for i in 0..positions.len() {
+        let (position, score) = (positions[i], scores[i]);
+        if score == limit {
+            if kept == 0 {
+                continue;
+            }
+            kept -= 1;
+        }
+        (positions[end], scores[end]) = (position, score);
+        end += 1;
+    }
+    positions.truncate(end);
+    scores.truncate(end);
 }
 
 #[cfg(test)]
@@ -210,6 +235,25 @@ mod tests {
         );
         out.tail.sum = buffers.left_out(Kernel::best(), visible, scale, &out);
         out
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_positions_whatever_the_length() {
+        for len in [3, CHUNK, CHUNK + 1, 5 * CHUNK - 3] {
+            // 0, 1 and 2 in turn
+            let scores: Vec<f32> = (0..len).map(|i| (i % 3) as f32).collect();
+            for k in [1, 2, len / 2, len - 1] {
+                let target = Target::Top {
+                    k,
+                    truncated: false,
+                };
+                let mut expected: Vec<u32> = (0..len as u32).collect();
+                expected.sort_by_key(|&position| -(position as i32 % 3));
+                expected.truncate(k);
+                expected.sort_unstable();
+                assert_eq!(settled(target, &scores, len, 1.0).positions, expected);
+            }
+        }
     }
 
     #[test]

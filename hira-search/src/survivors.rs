@@ -1,5 +1,7 @@
 //! What is done for one query after the scan: from candidates to survivors, exact scores and the selection.
 
+use hira_kernels::{Candidates, Kernel};
+
 use crate::blocks::{self, Apart, BlockSums, Weighing};
 use crate::disk_keys::DiskKeys;
 use crate::group::Group;
@@ -88,7 +90,7 @@ impl Rescoring {
         out.positions.clear();
         for part in parts {
             let found = &part.found[g];
-            keep_at_least(&found.slots, &found.upper, floor, &mut out.positions);
+            keep_at_least(group.kernel, found, floor, &mut out.positions);
         }
         if let Target::Top { k, .. } = target
             && out.positions.len() < k
@@ -253,16 +255,15 @@ fn weighing(group: &Group<'_>, out: &Selection) -> Weighing {
 }
 
 /// Appends the slots whose upper bound reaches `floor`.
-fn keep_at_least(slots: &[u32], upper: &[f32], floor: f32, kept: &mut Vec<u32>) {
+fn keep_at_least(kernel: Kernel, found: &Candidates, floor: f32, kept: &mut Vec<u32>) {
     let first = kept.len();
-    kept.resize(first + slots.len(), 0);
-    let mut end = first;
-    for (&slot, &upper) in slots.iter().zip(upper) {
-        // Written always, counted only if kept: no branch to mispredict.
-        kept[end] = slot;
-        end += usize::from(upper >= floor);
+    kept.resize(first + found.len(), 0);
+    let places = &mut kept[first..];
+    let count = kernel.places_within(&found.upper, floor..f32::INFINITY, places);
+    for place in &mut places[..count] {
+        *place = found.slots[*place as usize];
     }
-    kept.truncate(end);
+    kept.truncate(first + count);
 }
 
 /// Weight of the keys that were never scored: those that no part read, those below their part's threshold, and the candidates below

@@ -30,6 +30,16 @@ impl Avx2 {
         unsafe { order::kth_largest(values, k) }
     }
 
+    /// No wider: there is no instruction that compresses lanes.
+    pub(crate) fn places_within(
+        self,
+        values: &[f32],
+        within: std::ops::Range<f32>,
+        places: &mut [u32],
+    ) -> usize {
+        crate::order::places_within(values, within, places)
+    }
+
     pub(crate) fn scores<E: Element>(self, query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { score::scores(query, rows, out) }

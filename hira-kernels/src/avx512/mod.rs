@@ -32,6 +32,16 @@ impl Avx512 {
         unsafe { order::kth_largest(values, k) }
     }
 
+    pub(crate) fn places_within(
+        self,
+        values: &[f32],
+        within: std::ops::Range<f32>,
+        places: &mut [u32],
+    ) -> usize {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::places_within(values, within, places) }
+    }
+
     pub(crate) fn scores<E: Element>(self, query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { score::scores(query, rows, out) }

@@ -1,6 +1,7 @@
-//! Counts of values that reach a limit, sixteen at a time.
+//! Counts and places of values within limits, sixteen at a time.
 
 use core::arch::x86_64::*;
+use std::ops::Range;
 
 use crate::TILE;
 use crate::order::{select, values_of};
@@ -23,6 +24,30 @@ pub(super) fn kth_largest(values: &[f32], k: usize) -> f32 {
         len: rest.len(),
     };
     select(&values, k)
+}
+
+/// Compressed in registers and stored whole: `vpcompressd` to memory is microcoded on Zen 4.
+#[target_feature(enable = "avx512f,popcnt")]
+pub(super) fn places_within(values: &[f32], within: Range<f32>, places: &mut [u32]) -> usize {
+    assert!(places.len() >= values.len(), "a place for every value");
+    let (start, end) = (_mm512_set1_ps(within.start), _mm512_set1_ps(within.end));
+    let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    let mut count = 0;
+    for (block, values) in values.chunks(TILE).enumerate() {
+        let live = (0xffff_u32 >> (TILE - values.len())) as u16;
+        // SAFETY: the mask admits the lanes of the chunk.
+        let value = unsafe { _mm512_maskz_loadu_ps(live, values.as_ptr()) };
+        let reached = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, value, start);
+        let kept = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(reached, value, end);
+        let here = _mm512_add_epi32(_mm512_set1_epi32((TILE * block) as i32), lanes);
+        // SAFETY: at most `16 block` places were written before, so those of the mask, as many as the chunk has values, are inside.
+        unsafe {
+            let at = places.as_mut_ptr().add(count).cast();
+            _mm512_mask_storeu_epi32(at, live, _mm512_maskz_compress_epi32(kept, here));
+        }
+        count += kept.count_ones() as usize;
+    }
+    count
 }
 
 #[inline]

@@ -9,7 +9,7 @@ pub(crate) use scan::{intervals, scan_block};
 pub(crate) use crate::boxes::box_sums;
 pub(crate) use crate::columns::{add_columns, rows_below};
 pub(crate) use crate::mass::{mass_split, mass_weights};
-pub(crate) use crate::order::kth_largest;
+pub(crate) use crate::order::{kth_largest, places_within};
 pub(crate) use crate::precision::round_values;
 pub(crate) use crate::product::encode as product_encode;
 pub(crate) use crate::scan::tail_weight;
