@@ -66,6 +66,17 @@ impl<'a, E: Element> Rows<'a, E> {
         self.columns(i, 0, self.dim)
     }
 
+    /// Up to `count` rows of a run from row `i` on; none past its end, or if rows are gathered.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn in_run(&self, i: usize, count: usize) -> &'a [E] {
+        let rest = match self.order {
+            Order::Run => self.data.get(i * self.dim..).unwrap_or(&[]),
+            Order::Gather(_) => &[],
+        };
+        &rest[..rest.len().min(count * self.dim)]
+    }
+
     /// Row `i` if its address is one that the processor cannot foresee: worth fetching ahead.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

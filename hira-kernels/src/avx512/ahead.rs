@@ -5,8 +5,11 @@ use std::sync::LazyLock;
 
 use crate::Line;
 
-/// Bytes between a line and the one that is fetched when it is read.
+/// Bytes between a line of a sketch and the one that is fetched when it is read.
 const DISTANCE: usize = 16 << 10;
+
+/// The same for rows that are scored one after the other.
+const ROW_DISTANCE: usize = 8 << 10;
 
 /// AMD's family of Zen 5 processors.
 const ZEN_5: u32 = 26;
@@ -26,6 +29,14 @@ static PAYS: LazyLock<bool> = LazyLock::new(|| {
 pub(super) fn ahead_tiles(queries: usize, stride: usize) -> Option<usize> {
     let pays = queries > 1 && *PAYS;
     pays.then(|| DISTANCE.div_ceil(stride * size_of::<Line>()))
+}
+
+/// Rows of `bytes` each between the one of a run that is scored and the one that is to be fetched, likewise.
+///
+/// Four rows are read side by side, an order that no processor follows. On Zen 5, one thread, rows of 64 f32 from memory: from 15 to 34 to 38 GB/s (as much at half or
+/// twice the distance, or if one value of each line is loaded in order before four rows are worked on), rows of 128 as before.
+pub(super) fn ahead_rows(bytes: usize) -> Option<usize> {
+    PAYS.then(|| ROW_DISTANCE / bytes.max(1))
 }
 
 fn is_amd(vendor: CpuidResult) -> bool {

@@ -2,9 +2,11 @@
 
 use core::arch::x86_64::*;
 
+use super::ahead::ahead_rows;
 use crate::TILE;
 use crate::avx2::score::{ahead, prefetch, sum_quads};
 use crate::element::Element;
+use crate::prefetch::fetch;
 use crate::score::Rows;
 
 /// Four rows at a time: their chains of fused multiply-adds hide one another's latency.
@@ -15,13 +17,17 @@ pub(super) fn scores<E: Element>(query: &[f32], rows: Rows<'_, E>, out: &mut [f3
         rows.dim(),
         "rows have the dimension of the query"
     );
-    let distance = ahead(query.len() * size_of::<E>());
+    let bytes = query.len() * size_of::<E>();
+    let (distance, in_run) = (ahead(bytes), ahead_rows(bytes));
     for i in 0..distance.min(out.len()) {
         prefetch(rows.gathered(i));
     }
     for (i, out) in out.chunks_mut(4).enumerate() {
         for next in 4 * i + distance..4 * i + distance + 4 {
             prefetch(rows.gathered(next));
+        }
+        if let Some(distance) = in_run {
+            fetch::<_MM_HINT_T0, E>(rows.in_run(4 * i + distance, 4));
         }
         // The last chunk may have fewer than four rows: its first row stands in for those.
         let Some(first) = rows.get(4 * i) else { return };
