@@ -3,7 +3,7 @@
 //! A decode step takes 100 microseconds, and waking a thread takes as long on a shared machine. A [`Team`] therefore never waits for its
 //! helpers: the calling thread starts at once on everything that there is to do, and a helper takes what is left from the moment at which
 //! it comes. Work may be shared from within shared work, by whichever thread does it: the whole heads of a step first, then the queries of
-//! the heads that are still under way.
+//! the heads that are still under way. A thread whose own work is done takes part in what the others have shared since, until they are done too.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -51,6 +51,8 @@ struct Shared {
     open: AtomicUsize,
     /// Work that is being shared, in the order in which it was begun.
     jobs: Mutex<Vec<JobRef>>,
+    /// Jobs listed so far.
+    begun: AtomicUsize,
 }
 
 /// Work that lies on the stack of the thread that shares it.
@@ -60,6 +62,8 @@ struct Job<'a> {
     inside: AtomicUsize,
     /// Whether nothing is left to be taken.
     exhausted: AtomicBool,
+    /// Among those of the team, in the order in which they were begun.
+    number: usize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -150,6 +154,7 @@ impl Team {
             work,
             inside: AtomicUsize::new(0),
             exhausted: AtomicBool::new(false),
+            number: shared.begun.fetch_add(1, Ordering::Relaxed),
             panic: Mutex::new(None),
         };
         let listed = Listed::new(shared, &job);
@@ -173,7 +178,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// A job in the list. Dropping it takes it out and waits until no helper is inside.
+/// A job in the list. Dropping it takes it out and waits until no helper is inside, taking part in what helpers have shared meanwhile.
 struct Listed<'a> {
     shared: &'a Shared,
     job: &'a Job<'a>,
@@ -204,7 +209,11 @@ impl Drop for Listed<'_> {
         // From here on no helper can enter. `Acquire` pairs with the `Release` of a helper that leaves: what it wrote is seen.
         let mut rounds = 0;
         while self.job.inside.load(Ordering::Acquire) > 0 {
-            pause(&mut rounds);
+            // Only what was begun later: what a helper inside shares is, and older work could take long while this is done. Not in an unwinding.
+            let helps = !std::thread::panicking() && self.shared.help_once(self.job.number + 1);
+            if !helps {
+                pause(&mut rounds);
+            }
         }
     }
 }
@@ -226,19 +235,24 @@ impl Helper {
     pub fn help(self) {
         let mut rounds = 0;
         while self.shared.call.load(Ordering::Acquire) == self.call {
-            if self.shared.open.load(Ordering::Acquire) == 0 || !self.help_once() {
+            if !self.shared.help_once(0) {
                 pause(&mut rounds);
             }
         }
     }
+}
 
-    /// Takes part in the first job that has something left; whether there was one.
-    fn help_once(&self) -> bool {
-        let jobs = lock(&self.shared.jobs);
+impl Shared {
+    /// Takes part in the first job that has something left, of those from number `first` on; whether there was one.
+    fn help_once(&self, first: usize) -> bool {
+        if self.open.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let jobs = lock(&self.jobs);
         let found = jobs.iter().find(|job| {
             // SAFETY: the job is listed, and the lock that is held keeps it so: it is alive.
             let job = unsafe { job.0.as_ref() };
-            !job.exhausted.load(Ordering::Relaxed)
+            job.number >= first && !job.exhausted.load(Ordering::Relaxed)
         });
         let Some(&JobRef(job)) = found else {
             return false;
@@ -317,6 +331,37 @@ mod tests {
                 } else {
                     met.store(true, Ordering::Release);
                 }
+            });
+        });
+        assert!(met.into_inner());
+    }
+
+    #[test]
+    fn whoever_is_done_helps_those_who_are_not() {
+        let mut team = Team::new();
+        let main = std::thread::current().id();
+        let (taken, met) = (AtomicBool::new(false), AtomicBool::new(false));
+        let wait = |flag: &AtomicBool| {
+            while !flag.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+        };
+        team.call(1, spawn, |team| {
+            team.for_each(0..2, |_| {
+                if std::thread::current().id() == main {
+                    // Done as soon as the other thread has an item.
+                    wait(&taken);
+                    return;
+                }
+                taken.store(true, Ordering::Release);
+                // Two items of the helper's own: the second is for the first thread, or this would never end.
+                team.for_each(0..2, |_| {
+                    if std::thread::current().id() == main {
+                        met.store(true, Ordering::Release);
+                    } else {
+                        wait(&met);
+                    }
+                });
             });
         });
         assert!(met.into_inner());
