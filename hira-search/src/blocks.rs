@@ -124,7 +124,7 @@ const LANES: usize = 2;
 
 /// Keys of a list that are looked at together: what is worked out for them stays on the stack. A buffer that lives from step to step has left the
 /// caches by the next one, and filling it then takes several times as long as all the arithmetic.
-const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 128;
 
 /// Where the keys that are summed count 1, and how weights fall from there.
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 use hira_kernels::Kernel;
 use hira_threshold::{Cut, select_at_least};
 
+use crate::blocks::CHUNK;
 use crate::mass::{self, MassRescoring};
 use crate::selection::{Selection, Tail};
 use crate::tail;
@@ -167,9 +168,6 @@ pub(crate) fn settle(
         },
     };
 }
-
-/// Keys that are looked at together, whose places stay on the stack.
-const CHUNK: usize = 128;
 
 /// Keeps the `k` best of more keys than that, whose positions ascend: ties go to the lower position.
 fn keep_best(kernel: Kernel, k: usize, positions: &mut Vec<u32>, scores: &mut Vec<f32>) {

@@ -1,4 +1,4 @@
-//! How far ahead of a scan the processor is told to fetch.
+//! How far ahead of a scan, or of rows that are scored in order, the processor is told to fetch.
 
 use core::arch::x86_64::{__cpuid, CpuidResult};
 use std::sync::LazyLock;
@@ -23,8 +23,8 @@ static PAYS: LazyLock<bool> = LazyLock::new(|| {
 /// processor's own fetching is the better.
 ///
 /// Processors fetch ahead of ascending addresses, but only within a page of 4 KiB, and arithmetic waits at every new one. On Zen 5 a scan from
-/// memory (D 64, G 3, tail) goes from 27 to 40 GB/s on one thread, and on each of two from 20 to 24, which is all that the memory gives. 8 KiB
-/// or 32 KiB ahead, or into the second cache, gain half as much. From the second cache it takes 5 to 20 % longer. A single query, whose
+/// memory (D 64, G 3, tail) goes from 27 to 39 GB/s on one thread, and on each of two from 20 to 24, which is all that the memory gives. 8 KiB
+/// or 32 KiB ahead, or into the second cache, gain half as much. From the second cache it takes 5 to 25 % longer. A single query, whose
 /// arithmetic is short, gains nothing. On Zen 4, whose first cache is two thirds as large, every distance from 1 to 20 KiB lost 2 to 46 %.
 pub(super) fn ahead_tiles(queries: usize, stride: usize) -> Option<usize> {
     let pays = queries > 1 && *PAYS;
@@ -33,7 +33,7 @@ pub(super) fn ahead_tiles(queries: usize, stride: usize) -> Option<usize> {
 
 /// Rows of `bytes` each between the one of a run that is scored and the one that is to be fetched, likewise.
 ///
-/// Four rows are read side by side, an order that no processor follows. On Zen 5, one thread, rows of 64 f32 from memory: from 15 to 34 to 38 GB/s (as much at half or
+/// Four rows are read side by side, an order that no processor follows. On Zen 5, one thread, rows of 64 f32 from memory: from 15 to 34 GB/s (as much at half or
 /// twice the distance, or if one value of each line is loaded in order before four rows are worked on), rows of 128 as before.
 pub(super) fn ahead_rows(bytes: usize) -> Option<usize> {
     PAYS.then(|| ROW_DISTANCE / bytes.max(1))
