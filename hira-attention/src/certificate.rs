@@ -173,11 +173,12 @@ impl Premises {
         }
     }
 
-    /// The certificate of a query that attended to some of the visible keys. `mass` is what the rest was compensated by.
+    /// The certificate of a query that attended to some of the visible keys. `factors` are those of the tail's reference, `mass` is what the rest was
+    /// compensated by.
     pub(crate) fn sparse(
         &self,
         attended: Attended,
-        tail: Tail,
+        (tail, factors): (Tail, Factors),
         mass: Option<TailMass>,
     ) -> Certificate {
         let value_norm = f64::from(self.value_norm);
@@ -191,7 +192,7 @@ impl Premises {
         let dropped = if attended.rows == attended.visible {
             0.0
         } else {
-            self.dropped_mass(&attended, tail, mass)
+            self.dropped_mass(&attended, (tail, factors), mass)
         };
         if let Some(mass) = mass {
             return Certificate {
@@ -213,8 +214,12 @@ impl Premises {
         self.rounding(Arithmetic::Canonical, query_norm, rows)
     }
 
-    fn dropped_mass(&self, attended: &Attended, tail: Tail, mass: Option<TailMass>) -> f64 {
-        let factors = self.factors(attended, tail.reference);
+    fn dropped_mass(
+        &self,
+        attended: &Attended,
+        (tail, factors): (Tail, Factors),
+        mass: Option<TailMass>,
+    ) -> f64 {
         let tail_sum = if self.scale == 0.0 {
             // every weight is 1
             (attended.visible - attended.rows) as f64
@@ -267,6 +272,7 @@ impl Premises {
         // The norm of the computed output is `summing` away from that of the derivation's, and both sums whose difference is `moved` err by
         // `summing` times the weight in them.
         let numerator = mass.spread
+            + mass.off * f64::from(attended.out_norm)
             + mass.moved * (1.0 + 1e-5)
             + (mass.high - mass.low + 2.0 * mass.added) * summing
             + attended.rows as f64 * farthest * 1e-36;
@@ -328,6 +334,11 @@ mod tests {
         value_norm: 3.0,
     };
 
+    fn certified(attended: Attended, tail: Tail, mass: Option<TailMass>) -> Certificate {
+        let factors = PREMISES.factors(&attended, tail.reference);
+        PREMISES.sparse(attended, (tail, factors), mass)
+    }
+
     fn attended(rows: usize, weight_sum: f32) -> Attended {
         Attended {
             query_norm: 10.0,
@@ -346,7 +357,7 @@ mod tests {
             reference: 8.0,
             sum: 1.0,
         };
-        let certificate = PREMISES.sparse(attended(50, 3.0), tail, None);
+        let certificate = certified(attended(50, 3.0), tail, None);
         assert!(certificate.dropped_mass_bound >= 0.25);
         assert!(certificate.dropped_mass_bound < 0.2501);
         // p (V + ||o||) = 1.25, and rounding
@@ -360,9 +371,7 @@ mod tests {
             reference: 0.0,
             sum: 1.0,
         };
-        let p = PREMISES
-            .sparse(attended(50, 1.0), tail, None)
-            .dropped_mass_bound;
+        let p = certified(attended(50, 1.0), tail, None).dropped_mass_bound;
         let exact = (-1.0_f32).exp() / (1.0 + (-1.0_f32).exp());
         assert!(p >= exact && p < exact * 1.001);
     }
@@ -373,14 +382,14 @@ mod tests {
             reference: 0.0,
             sum: f64::INFINITY,
         };
-        let all = PREMISES.sparse(attended(100, 3.0), tail, None);
+        let all = certified(attended(100, 3.0), tail, None);
         assert_eq!(all.dropped_mass_bound, 0.0);
         assert!(all.output_error_bound > 0.0 && all.output_error_bound < 1e-3);
         assert_eq!(PREMISES.dense(10.0, 100).dropped_mass_bound, 0.0);
-        let nothing = PREMISES.sparse(attended(0, 0.0), tail, None);
+        let nothing = certified(attended(0, 0.0), tail, None);
         assert_eq!(nothing.dropped_mass_bound, 1.0);
         assert_eq!(nothing.output_error_bound, 3.0);
-        let unknown = PREMISES.sparse(attended(50, 3.0), tail, None);
+        let unknown = certified(attended(50, 3.0), tail, None);
         assert_eq!(unknown.dropped_mass_bound, 1.0);
     }
 
@@ -394,13 +403,13 @@ mod tests {
             counted: 0.75,
             ..attended(50, 3.0)
         };
-        let p = PREMISES.sparse(counted, tail, None).dropped_mass_bound;
+        let p = certified(counted, tail, None).dropped_mass_bound;
         assert!((0.25 / 3.25..0.2505 / 3.25).contains(&f64::from(p)), "{p}");
         let all = Attended {
             counted: 1.0,
             ..attended(50, 3.0)
         };
-        let p = PREMISES.sparse(all, tail, None).dropped_mass_bound;
+        let p = certified(all, tail, None).dropped_mass_bound;
         assert!(p > 0.0 && p < 1e-3, "{p}");
     }
 
@@ -415,12 +424,12 @@ mod tests {
             high: 1.0,
             unblocked: 0.0,
             added: 0.95,
-            first_block: 0,
             blocks: 2,
-            spread: 0.5,
+            spread: 0.4,
+            off: 0.05,
             moved: 0.0,
         };
-        let certificate = PREMISES.sparse(attended(50, 3.0), tail, Some(mass));
+        let certificate = certified(attended(50, 3.0), tail, Some(mass));
         assert!((0.25..0.2501).contains(&certificate.dropped_mass_bound));
         // 0.5 / (3 + 0.9), and rounding
         let error = f64::from(certificate.output_error_bound);
@@ -429,7 +438,7 @@ mod tests {
             unblocked: 1.0,
             ..mass
         };
-        let certificate = PREMISES.sparse(attended(50, 3.0), tail, Some(apart));
+        let certificate = certified(attended(50, 3.0), tail, Some(apart));
         // the rest may lie at 3 from the origin, the output at 2 on the other side
         let error = f64::from(certificate.output_error_bound);
         assert!((5.5 / 4.9..5.5 / 4.9 + 2e-3).contains(&error), "{error}");
@@ -437,7 +446,7 @@ mod tests {
             spread: f64::INFINITY,
             ..mass
         };
-        let certificate = PREMISES.sparse(attended(50, 3.0), tail, Some(unknown));
+        let certificate = certified(attended(50, 3.0), tail, Some(unknown));
         assert!((5.0..5.01).contains(&certificate.output_error_bound));
     }
 
@@ -447,11 +456,6 @@ mod tests {
             reference: -1e9,
             sum: 5.0,
         };
-        assert!(
-            PREMISES
-                .sparse(attended(50, 1.0), tail, None)
-                .dropped_mass_bound
-                > 0.0
-        );
+        assert!(certified(attended(50, 1.0), tail, None).dropped_mass_bound > 0.0);
     }
 }

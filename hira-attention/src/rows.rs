@@ -100,7 +100,7 @@ impl Always {
         scratch: &mut QueryScratch,
     ) -> f64 {
         let blocks = &selection.blocks;
-        scratch.compensation.begin(blocks.first, blocks.len());
+        scratch.compensation.begin(blocks.block_keys);
         let window = scratch.rows.len() - (self.visible.end - self.window_start);
         let front = self.front_end - self.visible.start;
         let selected = &selection.positions;
@@ -120,8 +120,7 @@ impl Always {
                 if selected.next_if_eq(&&position).is_none() {
                     let weight = scratch.weights[row];
                     sum += f64::from(weight);
-                    let compensation = &mut scratch.compensation;
-                    compensation.count(position as usize, blocks.block_keys, weight);
+                    scratch.compensation.count(position as usize, weight);
                 }
             }
         }

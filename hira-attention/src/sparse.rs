@@ -153,10 +153,6 @@ impl SparseStep<'_> {
             max_score,
             &mut buffers.weights,
         );
-        out.fill(0.0);
-        let attended_rows = (&buffers.rows[..], &buffers.weights[..]);
-        let rebased = &mut buffers.rebased;
-        add_weighted_values(self.kernel, (head, disk), attended_rows, rebased, out);
         let premises = self.premises(head, query.len());
         let mut attended = Attended {
             query_norm: norm(query),
@@ -167,12 +163,14 @@ impl SparseStep<'_> {
             counted: always.count_unselected(selection, buffers),
             out_norm: 0.0,
         };
+        let factors = premises.factors(&attended, selection.tail.reference);
         let means = head.means();
         let blocks = &selection.blocks;
         let compensated = rows > 0 && !blocks.is_empty() && blocks.block_keys == means.block_keys();
         let mut mass = None;
+        out.fill(0.0);
+        let (attended_rows, weights) = (&buffers.rows[..], &buffers.weights[..]);
         if compensated {
-            let factors = premises.factors(&attended, selection.tail.reference);
             let step = CompensatedStep {
                 kernel: self.kernel,
                 head,
@@ -181,8 +179,10 @@ impl SparseStep<'_> {
                 scale: self.scale,
                 searched: always.searched(),
             };
-            let rows = (&buffers.rows[..], &buffers.weights[..]);
-            mass = buffers.compensation.add_to(step, rows, factors, out);
+            mass = (buffers.compensation).attend(step, (attended_rows, weights), factors, out);
+        } else {
+            let (attended_rows, rebased) = ((attended_rows, [weights]), &mut buffers.rebased);
+            add_weighted_values(self.kernel, (head, disk), attended_rows, rebased, [out]);
         }
         if rows > 0 {
             // the largest weight is 1, so the sum is at least 1
@@ -191,10 +191,6 @@ impl SparseStep<'_> {
             out.iter_mut().for_each(|element| *element *= inverse);
         }
         attended.out_norm = norm(out);
-        if let Some(mass) = &mut mass {
-            let norm = attended.out_norm;
-            mass.spread = buffers.compensation.spread(head.means(), mass, norm);
-        }
         let shared = if selection.stats.plan == Plan::Dense {
             selection.stats.survivors
         } else {
@@ -206,7 +202,7 @@ impl SparseStep<'_> {
             shared,
             scored: selection.stats.survivors - shared + always.len(),
             attended: rows,
-            certificate: premises.sparse(attended, selection.tail, mass),
+            certificate: premises.sparse(attended, (selection.tail, factors), mass),
             measured: attended,
             added: mass.map_or(0.0, |mass| mass.added),
             tail: selection.tail,

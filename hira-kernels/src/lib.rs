@@ -57,6 +57,7 @@ mod boxes;
 mod bytes;
 mod ceiling;
 mod columns;
+mod compensate;
 #[cfg(feature = "cube")]
 pub mod cube;
 #[cfg(feature = "cuda")]
@@ -95,6 +96,7 @@ mod avx512;
 mod portable;
 
 pub use batch::RowBatch;
+pub use compensate::{BlockFactors, BlockSums, BlockWeights, WEIGHED_BLOCKS};
 pub use disk_rows::DiskRows;
 pub use error::KernelError;
 pub use kernel::Kernel;

@@ -65,6 +65,28 @@ impl Kernel {
         assert!(values.len() <= u32::MAX as usize, "places are u32");
         dispatch!(self, places_within(values, within, places))
     }
+
+    /// As [`places_within`](Self::places_within), and writes the values that lie there, in the same order, at the front of `picked`.
+    ///
+    /// # Shapes
+    ///
+    /// `values`, `places`, `picked`: `[N]`.
+    ///
+    /// # Panics
+    ///
+    /// If `places` or `picked` has another length than `values`, or is longer than `u32` can count.
+    pub fn pick_within(
+        self,
+        values: &[f32],
+        within: Range<f32>,
+        places: &mut [u32],
+        picked: &mut [f32],
+    ) -> usize {
+        assert_eq!(values.len(), places.len(), "a place for every value");
+        assert_eq!(values.len(), picked.len(), "room for every value");
+        assert!(values.len() <= u32::MAX as usize, "places are u32");
+        dispatch!(self, pick_within(values, within, places, picked))
+    }
 }
 
 /// The body of the portable kernels' `places_within`.
@@ -75,6 +97,22 @@ pub(crate) fn places_within(values: &[f32], within: Range<f32>, places: &mut [u3
         // Written always, counted only if kept: no branch to mispredict. At most `place` were kept before.
         places[count] = place as u32;
         count += usize::from(within.contains(value));
+    }
+    count
+}
+
+/// The body of the portable kernels' `pick_within`.
+#[inline(always)]
+pub(crate) fn pick_within(
+    values: &[f32],
+    within: Range<f32>,
+    places: &mut [u32],
+    picked: &mut [f32],
+) -> usize {
+    let mut count = 0;
+    for (place, &value) in values.iter().enumerate() {
+        (places[count], picked[count]) = (place as u32, value);
+        count += usize::from(within.contains(&value));
     }
     count
 }
@@ -238,6 +276,11 @@ mod tests {
                 let mut places = vec![7; values.len()];
                 let count = kernel.places_within(&values, start..end, &mut places);
                 prop_assert_eq!(&places[..count], &expected[..], "{}", kernel.name());
+                let (mut places, mut picked) = (vec![7; values.len()], vec![7.0; values.len()]);
+                let count = kernel.pick_within(&values, start..end, &mut places, &mut picked);
+                prop_assert_eq!(&places[..count], &expected[..], "{}", kernel.name());
+                let there = expected.iter().map(|&place| values[place as usize].to_bits());
+                prop_assert!(picked[..count].iter().map(|value| value.to_bits()).eq(there));
             }
         }
     }

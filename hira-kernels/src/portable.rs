@@ -42,6 +42,22 @@ macro_rules! portable_methods {
                 product: crate::ProductView<'_>,
                 centre: &[f32],
             ) = crate::ProductTables::fill;
+            fn weigh_blocks(
+                factors: crate::BlockFactors,
+                unscored: &[f32],
+                scored: &[f32],
+                weights: &mut crate::BlockWeights,
+            ) = crate::compensate::weigh_blocks;
+            fn sum_blocks(
+                weights: &crate::BlockWeights,
+                here: std::ops::Range<usize>,
+            ) -> crate::BlockSums = crate::compensate::sum_blocks;
+            fn sum_of_products(a: [&[f32]; 2], b: [&[f32]; 2]) -> f64 = crate::compensate::sum_of_products;
+            fn flags_within(
+                values: &[f32],
+                within: std::ops::Range<f32>,
+                flags: &mut [f32],
+            ) -> usize = crate::compensate::flags_within;
             fn tail_weight(bounds: &[f32], tau: f32, exponent: f32) -> f64 = crate::scan::tail_weight;
             fn mass_weights(
                 bounds: &[f32],

@@ -31,8 +31,8 @@ pub struct Candidates {
     pub upper: Vec<f32>,
     /// At least the sum over all other scanned keys of `exp(tail_scale * (upper - tau))`; 0 while that is off.
     pub tail: f64,
-    /// The same by blocks of slots, if asked for: one entry for each block and call that scanned a key of the block which is no candidate,
-    /// ascending within one scan. A block that two calls share has two.
+    /// The same by blocks of slots, if asked for: one entry for each block and call that scanned a key of the block, ascending within one
+    /// scan. A block that two calls share has two.
     pub blocks: Vec<BlockTail>,
 }
 
@@ -348,7 +348,7 @@ impl Kernel {
     /// The bounds are those of [`intervals_into`](Self::intervals_into). The tail gains at least
     /// `sum exp(tail_scale * (upper - tau))`, and at most that times `1 + 2.2e-4` plus `2^-124` a key. The same bits on
     /// every kernel for the same calls (the tail depends on how a range is cut into calls and blocks, by rounding only). The sums of
-    /// the blocks are bounds in the same way, and a block's width is at least `upper - lower` of its keys.
+    /// the blocks are bounds in the same way, and a block's width is at least `upper - lower` of its keys, candidates included.
     ///
     /// # Complexity
     ///

@@ -171,12 +171,41 @@ impl Kernel {
         rows: &[u32],
         out: &mut [f32],
     ) {
-        assert_eq!(weights.len(), rows.len(), "one weight per row");
-        if out.is_empty() {
+        self.weighted_sums_into([weights], values, rows, [out]);
+    }
+
+    /// Several [`weighted_sum_into`](Self::weighted_sum_into) over the same rows, each of which is read once: `out[n] += sum of weights[n][i] *
+    /// values[rows[i]]`, the same bits as in as many calls.
+    ///
+    /// # Shapes
+    ///
+    /// `values`: `[N][Dv]` in any precision, `out`: `[Dv]` each, `weights` and `rows`: the same length each.
+    ///
+    /// # Panics
+    ///
+    /// If a row is not below `N`, the outputs differ in length, or `weights` and `rows` do.
+    pub fn weighted_sums_into<'a, const N: usize>(
+        self,
+        weights: [&[f32]; N],
+        values: impl Into<StoredSlice<'a>>,
+        rows: &[u32],
+        out: [&mut [f32]; N],
+    ) {
+        for weights in weights {
+            assert_eq!(weights.len(), rows.len(), "one weight per row");
+        }
+        let Some(dim) = out.first().map(|out| out.len()) else {
+            return;
+        };
+        assert!(
+            out.iter().all(|out| out.len() == dim),
+            "the outputs have the same length"
+        );
+        if dim == 0 {
             return;
         }
         for_elements!(values.into(), values => {
-            dispatch!(self, weighted_sum(weights, Rows::gather(values, out.len(), rows), out))
+            dispatch!(self, weighted_sums(weights, Rows::gather(values, dim, rows), out))
         });
     }
 }

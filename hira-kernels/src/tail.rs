@@ -7,14 +7,14 @@ use crate::lanes;
 use crate::query::QueryConstants;
 use crate::scan::{BLOCK_TILES, Sink, Tiles};
 
-/// The keys of one block of slots that one scan did not make candidates; see [`ScanQuery::block_keys`](crate::ScanQuery::block_keys).
+/// The keys of one block of slots in one scan; see [`ScanQuery::block_keys`](crate::ScanQuery::block_keys).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct BlockTail {
     /// `(base + slot) / block_keys` of those keys.
     pub block: u32,
-    /// At least the sum over those keys of `exp(tail_scale * (upper - tau))`.
+    /// At least the sum over those keys that are no candidates of `exp(tail_scale * (upper - tau))`; 0 exactly where all are.
     pub sum: f32,
-    /// At least `upper - lower` of each of those keys, in score units.
+    /// At least `upper - lower` of each of those keys, candidates or not, in score units.
     pub width: f32,
 }
 
@@ -158,8 +158,7 @@ impl<const G: usize> Pieces<G> {
         }
     }
 
-    /// Adds the weights of every query to its sink's tail, and appends the pieces that hold a key that is no candidate to its
-    /// blocks.
+    /// Adds the weights of every query to its sink's tail, and appends the pieces to its blocks.
     ///
     /// In every kernel, inlined into a function with its target features: the operations have one order and none is fused.
     #[inline(always)]
@@ -170,14 +169,9 @@ impl<const G: usize> Pieces<G> {
         constants: &[QueryConstants; G],
         sinks: &mut [Sink<'_>; G],
     ) {
-        let mut norms = [0.0f32; PIECES];
-        let mut count = 0;
-        for (norm, piece) in norms.iter_mut().zip(cuts.pieces(run)) {
-            for &of_tile in run.norms_of(piece) {
-                *norm = if of_tile > *norm { of_tile } else { *norm };
-            }
-            count += 1;
-        }
+        // The largest of the run for all its pieces: this term is the small one.
+        let norm = largest(run.norms_of(0..run.len()));
+        let count = cuts.pieces(run).count();
         let first = cuts.first + (run.first_slot() / TILE / cuts.tiles) as u32;
         for ((sums, query), sink) in self.sums.iter().zip(constants).zip(sinks) {
             if sink.exponent == 0.0 {
@@ -186,16 +180,30 @@ impl<const G: usize> Pieces<G> {
             sink.add_tail(*sums);
             let width = Width::new(query);
             let mut tails = [BlockTail::default(); PIECES];
-            let mut filled = 0;
-            for piece in 0..count {
-                tails[filled] = BlockTail {
+            for (piece, tail) in tails[..count].iter_mut().enumerate() {
+                *tail = BlockTail {
                     block: first + piece as u32,
                     sum: sums[piece] * SUM_UP,
-                    width: width.of(self.residuals[piece], norms[piece]),
+                    width: width.of(self.residuals[piece], norm),
                 };
-                filled += usize::from(sums[piece] > 0.0);
             }
-            sink.out.blocks.extend_from_slice(&tails[..filled]);
+            sink.out.blocks.extend_from_slice(&tails[..count]);
         }
     }
+}
+
+/// The largest of some numbers that are not negative.
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [0.0; TILE];
+    let (blocks, rest) = values.as_chunks::<TILE>();
+    for block in blocks {
+        for (lane, &value) in lanes.iter_mut().zip(block) {
+            *lane = larger(*lane, value);
+        }
+    }
+    let [low, high] = [&lanes[..TILE / 2], &lanes[TILE / 2..]];
+    let of_halves = low.iter().zip(high).map(|(&a, &b)| larger(a, b));
+    of_halves.chain(rest.iter().copied()).fold(0.0, larger)
 }

@@ -41,13 +41,13 @@ impl Problem {
         out
     }
 
-    /// For each query what the blocks must be: block, sum and width of the keys that are no candidates, and the largest width of
-    /// all keys of the call's part of the block.
-    fn expected(&self) -> Vec<Vec<(u32, f64, f64, f64)>> {
+    /// For each query what the blocks must be: block, sum over the keys that are no candidates, their number, and the largest width of all keys
+    /// of the call's part of the block.
+    fn expected(&self) -> Vec<Vec<(u32, f64, usize, f64)>> {
         let (lower, upper) = self.sketch.intervals(Kernel::Scalar, &self.rows);
         let slots = self.sketch.tiles() * TILE;
         let of_query = |(g, query): (usize, &ScanQuery)| {
-            let mut blocks: Vec<(u32, f64, f64, f64)> = Vec::new();
+            let mut blocks = Vec::new();
             if query.tail_scale == 0.0 {
                 return blocks;
             }
@@ -57,8 +57,7 @@ impl Problem {
                 while first_slot < slots_of_call.end {
                     let block = (self.base as usize + first_slot) / query.block_keys;
                     let end = (block + 1) * query.block_keys - self.base as usize;
-                    let (mut sum, mut width, mut widest) = (0.0, 0.0f64, 0.0f64);
-                    let mut others = 0;
+                    let (mut sum, mut others, mut widest) = (0.0, 0, 0.0f64);
                     for slot in first_slot..end.min(slots_of_call.end) {
                         let bounds = [lower[g * slots + slot], upper[g * slots + slot]];
                         let [low, high] = bounds.map(f64::from);
@@ -66,13 +65,10 @@ impl Problem {
                         if bounds[1] < query.tau {
                             let logit = f64::from(query.tail_scale) * (high - f64::from(query.tau));
                             sum += logit.exp();
-                            width = width.max(high - low);
                             others += 1;
                         }
                     }
-                    if others > 0 {
-                        blocks.push((block as u32, sum, width, widest));
-                    }
+                    blocks.push((block as u32, sum, others, widest));
                     first_slot = end;
                 }
             }
@@ -92,10 +88,11 @@ impl Problem {
         for (found, expected) in reference.iter().zip(&expected) {
             assert_eq!(found.blocks.len(), expected.len());
             let mut total = 0.0;
-            for (tail, &(block, sum, width, _)) in found.blocks.iter().zip(expected) {
+            for (tail, &(block, sum, others, width)) in found.blocks.iter().zip(expected) {
                 assert_eq!(tail.block, block);
                 let (found, found_width) = (f64::from(tail.sum), f64::from(tail.width));
                 assert!(found >= sum, "{found:e} is below {sum:e}");
+                assert_eq!(found > 0.0, others > 0);
                 assert!(found <= sum * 1.000_22 + 1024.0 * 2f64.powi(-124));
                 assert!(found_width >= width, "{found_width:e} below {width:e}");
                 total += found;

@@ -6,7 +6,8 @@
 //! what [`UP`] adds at the end:
 //!
 //! * entries of the scan, which are outward by the kernels' proof and at most `1 + 2.2e-4` times the sum and `2^-124` a key more; when a
-//!   threshold rises they are moved to it with an f64 exponential, rounded upwards, at most four times in a part;
+//!   threshold rises they are moved to it with an f64 exponential, rounded upwards, at most four times in a part, and what is dropped then
+//!   joins them, its weight an upper bound in f64, rounded to f32;
 //! * weights of [`Kernel::exp_weights_into`], to a relative `2^-16` (its exponential is good to `2^-22`, its argument rounds twice, and
 //!   above -87 that is `87 * 2^-23 < 1.1e-5`); where they may have been flushed to zero, [`LEAST`] takes their place.
 //!
@@ -68,24 +69,27 @@ impl TailBlocks {
         self.unscored.is_empty()
     }
 
-    /// Writes at most the weight of each block, and what it would be if every unscored key scored in the middle of the block's widest
+    /// Writes at most the weight of each of some `blocks`, and what it would be if every unscored key scored in the middle of the block's widest
     /// interval: an unscored key weighs at least `exp(-scale * width)` times what was counted.
     ///
     /// # Numerics
     /// The exponential is good to a relative `2^-15` and is 0 where that is not known. The factors below 1 cover it and what the sums
     /// were rounded up by; the last term covers `2^-121` a key.
+    ///
+    /// # Panics
+    /// If there are no such blocks, or `lowest` or `middle` has not one place for each.
     pub fn lowest_into(
         &self,
         kernel: Kernel,
         scale: f32,
-        lowest: &mut Vec<f32>,
-        middle: &mut Vec<f32>,
+        blocks: Range<usize>,
+        lowest: &mut [f32],
+        middle: &mut [f32],
     ) {
-        lowest.resize(self.len(), 0.0);
-        middle.resize(self.len(), 0.0);
-        kernel.exp_weights_into(&self.width, -scale, 0.0, lowest);
+        assert_eq!(middle.len(), blocks.len(), "one place for each block");
+        kernel.exp_weights_into(&self.width[blocks.clone()], -scale, 0.0, lowest);
         let least = self.block_keys as f32 * (8.0 * LEAST * 16.0);
-        let sums = self.unscored.iter().zip(&self.scored);
+        let sums = (self.unscored[blocks.clone()].iter()).zip(&self.scored[blocks]);
         for ((lowest, middle), (&unscored, &scored)) in lowest.iter_mut().zip(middle).zip(sums) {
             let share = *lowest;
             let sum = (unscored * share + scored) * (1.0 - SLACK) - least;
@@ -107,24 +111,22 @@ impl TailBlocks {
 /// Sums of blocks in the making.
 #[derive(Debug, Default)]
 pub(crate) struct BlockSums {
-    /// The block of the first bin.
+    /// The block that comes first.
     first: usize,
-    bins: Vec<Bin>,
-}
-
-/// One block's: consecutive keys go into different lanes, so that no addition waits for the one before it.
-#[derive(Debug, Clone, Copy, Default)]
-struct Bin {
-    unscored: [f32; LANES],
-    width: [f32; LANES],
-    scored: [f32; LANES],
+    /// Of the unscored keys of each block, and then of the scored ones. Those of consecutive keys are in different lanes: an addition to the sum that
+    /// was written just before waits for it.
+    sums: Vec<[f32; LANES]>,
+    width: Vec<f32>,
+    waiting: Waiting,
 }
 
 const LANES: usize = 2;
 
-/// Keys of a list that are looked at together: what is worked out for them stays on the stack. A buffer that lives from step to step has left the
-/// caches by the next one, and filling it then takes several times as long as all the arithmetic.
+/// Keys of a list that are looked at together.
 pub(crate) const CHUNK: usize = 128;
+
+/// Keys that are weighed together, with one call for their exponentials.
+const WEIGHED: usize = 512;
 
 /// Where the keys that are summed count 1, and how weights fall from there.
 #[derive(Clone, Copy)]
@@ -134,47 +136,105 @@ pub(crate) struct Weighing {
     pub(crate) reference: f32,
 }
 
-impl Weighing {
-    /// Calls `add` with the place and the weight of each of the `values` that is below `limit`.
-    fn for_each_below(&self, values: &[f32], limit: f32, mut add: impl FnMut(usize, f32)) {
-        let (mut places, mut picked, mut weights) = ([0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
-        for (chunk, values) in values.chunks(CHUNK).enumerate() {
-            let places = &mut places[..values.len()];
-            let count = (self.kernel).places_within(values, f32::NEG_INFINITY..limit, places);
-            let (picked, weights) = (&mut picked[..count], &mut weights[..count]);
-            for (picked, &place) in picked.iter_mut().zip(&*places) {
-                *picked = values[place as usize];
-            }
-            self.kernel
-                .exp_weights_into(picked, self.scale, self.reference, weights);
-            for (&place, &weight) in places.iter().zip(&*weights) {
-                let place = CHUNK * chunk + place as usize;
-                add(place, if weight > LEAST { weight } else { LEAST });
-            }
+/// Keys that wait to be weighed: their values, and where their weights go.
+#[derive(Debug, Default)]
+struct Waiting {
+    len: usize,
+    values: Vec<f32>,
+    weights: Vec<f32>,
+    places: Vec<u32>,
+}
+
+impl Waiting {
+    fn begin(&mut self) {
+        self.len = 0;
+        // Room for a chunk that comes when there are almost as many as are weighed together.
+        let room = WEIGHED + CHUNK;
+        self.values.resize(room, 0.0);
+        self.weights.resize(room, 0.0);
+        self.places.resize(room, 0);
+    }
+
+    /// Adds those of up to [`CHUNK`] values that are below `limit`, and returns where their places in `values` are, to be replaced by where their weights go.
+    fn push(&mut self, kernel: Kernel, values: &[f32], limit: f32) -> &mut [u32] {
+        let room = self.len..self.len + values.len();
+        let (places, picked) = (&mut self.places[room.clone()], &mut self.values[room]);
+        let count = kernel.pick_within(values, f32::NEG_INFINITY..limit, places, picked);
+        self.len += count;
+        &mut places[..count]
+    }
+
+    /// Adds the weights of all that wait to their sums.
+    fn weigh(&mut self, weighing: Weighing, sums: &mut [[f32; LANES]]) {
+        let Weighing {
+            kernel,
+            scale,
+            reference,
+        } = weighing;
+        let (values, weights) = (&self.values[..self.len], &mut self.weights[..self.len]);
+        kernel.exp_weights_into(values, scale, reference, weights);
+        for (i, (&weight, &place)) in weights.iter().zip(&self.places).enumerate() {
+            sums[place as usize][i % LANES] += if weight > LEAST { weight } else { LEAST };
         }
+        self.len = 0;
     }
 }
 
 impl BlockSums {
     pub(crate) fn memory_usage(&self) -> usize {
-        self.bins.capacity() * size_of::<Bin>()
+        let waiting = self.waiting.values.capacity() + self.waiting.weights.capacity();
+        let lists = LANES * self.sums.capacity() + self.width.capacity();
+        size_of::<f32>() * (lists + waiting + self.waiting.places.capacity())
     }
 
     /// Empty sums for these blocks.
     pub(crate) fn begin(&mut self, blocks: Range<usize>) {
         self.first = blocks.start;
-        self.bins.clear();
-        self.bins.resize(blocks.len(), Bin::default());
+        self.sums.clear();
+        self.sums.resize(2 * blocks.len(), [0.0; LANES]);
+        self.width.clear();
+        self.width.resize(blocks.len(), 0.0);
+        self.waiting.begin();
+    }
+
+    /// Adds the weights of those `values` that are below `limit`: their keys lie at `position`, the sums of their kind from `first_sum` on. Returns how
+    /// many those are. They wait to be [weighed](Self::weigh) with others.
+    fn add_below(
+        &mut self,
+        weighing: Weighing,
+        (values, limit): (&[f32], f32),
+        position: impl Fn(usize) -> u32,
+        (blocks, first_sum): (Blocks, usize),
+    ) -> usize {
+        let mut below = 0;
+        for (chunk, values) in values.chunks(CHUNK).enumerate() {
+            let places = self.waiting.push(weighing.kernel, values, limit);
+            for place in &mut *places {
+                let block = blocks.at(position(CHUNK * chunk + *place as usize));
+                *place = (block - self.first + first_sum) as u32;
+            }
+            below += places.len();
+            if self.waiting.len >= WEIGHED {
+                self.waiting.weigh(weighing, &mut self.sums);
+            }
+        }
+        below
+    }
+
+    /// Weighs what waits for it: to be called before the sums are used.
+    pub(crate) fn weigh(&mut self, weighing: Weighing) {
+        self.waiting.weigh(weighing, &mut self.sums);
     }
 
     /// Adds what a part's scan left out; `factor` moves it to the reference.
     pub(crate) fn add_scanned(&mut self, entries: &[BlockTail], factor: f64) {
         let factor = up(factor);
         for entry in entries {
-            let bin = &mut self.bins[entry.block as usize - self.first];
+            let block = entry.block as usize - self.first;
             let weight = entry.sum * factor;
-            bin.unscored[0] += if weight > LEAST { weight } else { LEAST };
-            let width = &mut bin.width[0];
+            let weight = if weight > LEAST { weight } else { LEAST };
+            self.sums[block][0] += if entry.sum > 0.0 { weight } else { 0.0 };
+            let width = &mut self.width[block];
             *width = if entry.width > *width {
                 entry.width
             } else {
@@ -193,20 +253,13 @@ impl BlockSums {
         weighing: Weighing,
     ) -> f64 {
         if apart.is_empty() {
-            let blocks = Blocks::of(block_keys);
-            weighing.for_each_below(&found.upper, floor, |place, weight| {
-                let bin = &mut self.bins[blocks.at(found.slots[place]) - self.first];
-                bin.unscored[place % LANES] += weight;
-                let width = found.upper[place] - found.lower[place];
-                let widest = &mut bin.width[place % LANES];
-                *widest = if width > *widest { width } else { *widest };
-            });
+            let values = (&found.upper[..], floor);
+            let unscored = (Blocks::of(block_keys), 0);
+            self.add_below(weighing, values, |place| found.slots[place], unscored);
             return 0.0;
         }
         let mut unblocked = 0.0;
-        for (&slot, (&lower, &upper)) in
-            found.slots.iter().zip(found.lower.iter().zip(&found.upper))
-        {
+        for (&slot, &upper) in found.slots.iter().zip(&found.upper) {
             if upper >= floor {
                 continue;
             }
@@ -214,9 +267,7 @@ impl BlockSums {
             if apart.holds(slot) {
                 unblocked = tail::add(unblocked, weight);
             } else {
-                let bin = &mut self.bins[slot as usize / block_keys - self.first];
-                bin.unscored[0] += up(weight).max(LEAST);
-                bin.width[0] = bin.width[0].max(upper - lower);
+                self.sums[slot as usize / block_keys - self.first][0] += up(weight).max(LEAST);
             }
         }
         unblocked
@@ -233,18 +284,15 @@ impl BlockSums {
         weighing: Weighing,
     ) {
         let blocks = Blocks::of(block_keys);
-        let mut count = 0;
-        weighing.for_each_below(scores, weighing.reference, |place, weight| {
-            let bin = &mut self.bins[blocks.at(position(place)) - self.first];
-            bin.scored[place % LANES] += weight;
-            count += 1;
-        });
-        if scores.len() - count > selected.len() {
+        let first_scored = self.width.len();
+        let values = (scores, weighing.reference);
+        let below = self.add_below(weighing, values, &position, (blocks, first_scored));
+        if scores.len() - below > selected.len() {
             let mut selected = selected.iter().peekable();
             for (place, &score) in scores.iter().enumerate() {
                 let position = position(place);
                 if selected.next_if_eq(&&position).is_none() && score >= weighing.reference {
-                    self.bins[blocks.at(position) - self.first].scored[0] += 1.0;
+                    self.sums[first_scored + blocks.at(position) - self.first][0] += 1.0;
                 }
             }
         }
@@ -252,26 +300,24 @@ impl BlockSums {
 
     /// Writes the sums, rounded outward. Returns the sum of them all, `unblocked` included.
     pub(crate) fn finish(&self, block_keys: usize, unblocked: f64, out: &mut TailBlocks) -> f64 {
-        let whole = |lanes: [f32; LANES]| (lanes[0] + lanes[1]) * UP;
+        let whole = |&[a, b]: &[f32; LANES]| (a + b) * UP;
+        let (unscored, scored) = self.sums.split_at(self.width.len());
         out.clear();
         out.block_keys = block_keys;
         out.first = self.first;
         out.unblocked = unblocked;
-        out.unscored
-            .extend(self.bins.iter().map(|bin| whole(bin.unscored)));
-        out.scored
-            .extend(self.bins.iter().map(|bin| whole(bin.scored)));
-        // A difference of two bounds was rounded once; the kernels' widths are outward already.
-        let widest = |[a, b]: [f32; LANES]| (if a > b { a } else { b }).next_up();
-        out.width
-            .extend(self.bins.iter().map(|bin| widest(bin.width)));
-        let mut sums = [0.0; 2];
-        for (&unscored, &scored) in out.unscored.iter().zip(&out.scored) {
-            sums[0] += f64::from(unscored);
-            sums[1] += f64::from(scored);
+        out.unscored.extend(unscored.iter().map(whole));
+        out.scored.extend(scored.iter().map(whole));
+        out.width.extend_from_slice(&self.width);
+        let mut sums = [0.0; 8];
+        for (chunk, unscored) in out.unscored.chunks(8).enumerate() {
+            let scored = &out.scored[8 * chunk..];
+            for ((sum, &unscored), &scored) in sums.iter_mut().zip(unscored).zip(scored) {
+                *sum += f64::from(unscored) + f64::from(scored);
+            }
         }
         // Far fewer than a million additions of `2^-53` each.
-        tail::add(unblocked, (sums[0] + sums[1]) * (1.0 + 1e-9))
+        tail::add(unblocked, sums.iter().sum::<f64>() * (1.0 + 1e-9))
     }
 }
 
@@ -340,18 +386,24 @@ impl Apart {
 pub(crate) fn raise(entries: &mut [BlockTail], scale: f32, from: f32, to: f32) {
     let factor = up(factor(scale, from, to));
     for entry in entries {
-        entry.sum = (entry.sum * factor).next_up().max(LEAST);
+        if entry.sum > 0.0 {
+            entry.sum = (entry.sum * factor).next_up().max(LEAST);
+        }
     }
 }
 
-/// Adds a key that was a candidate of a part and is none any more; `weight` is that of its upper bound.
-pub(crate) fn drop_candidate(
-    entries: &mut Vec<BlockTail>,
-    block: u32,
-    weight: f64,
-    (lower, upper): (f32, f32),
-) {
-    let (weight, width) = (up(weight).max(LEAST), (upper - lower).next_up());
+/// Notes a key that is a candidate of a part: its block's width covers it.
+pub(crate) fn note_candidate(entries: &mut Vec<BlockTail>, block: u32, bounds: (f32, f32)) {
+    add_key(entries, block, 0.0, bounds);
+}
+
+/// Adds a key that is no candidate of a part; `weight` is that of its upper bound.
+pub(crate) fn add_other(entries: &mut Vec<BlockTail>, block: u32, weight: f64, bounds: (f32, f32)) {
+    add_key(entries, block, up(weight).max(LEAST), bounds);
+}
+
+fn add_key(entries: &mut Vec<BlockTail>, block: u32, weight: f32, (lower, upper): (f32, f32)) {
+    let width = (upper - lower).next_up();
     match entries.last_mut() {
         Some(last) if last.block == block => {
             last.sum = (last.sum + weight).next_up();
@@ -362,6 +414,28 @@ pub(crate) fn drop_candidate(
             sum: weight,
             width,
         }),
+    }
+}
+
+/// Adds keys that were candidates of a part and are none any more, in order: their blocks are there, and their widths.
+pub(crate) struct Dropped<'a> {
+    entries: &'a mut [BlockTail],
+    at: usize,
+}
+
+impl<'a> Dropped<'a> {
+    pub(crate) fn new(entries: &'a mut [BlockTail]) -> Self {
+        Self { entries, at: 0 }
+    }
+
+    /// Adds a key of a `block`, which is not before that of the key before; `weight` is that of its upper bound.
+    pub(crate) fn add(&mut self, block: u32, weight: f64) {
+        // A part scans in order, so the entries ascend, too. Where a block has two, either will do.
+        while self.entries[self.at].block < block {
+            self.at += 1;
+        }
+        let weight = weight as f32;
+        self.entries[self.at].sum += if weight > LEAST { weight } else { LEAST };
     }
 }
 
@@ -415,6 +489,7 @@ mod tests {
             16,
             weighing,
         );
+        sums.weigh(weighing);
         let mut out = TailBlocks::default();
         sums.finish(16, 0.0, &mut out);
         assert_eq!(out.scored[0], 0.0);
@@ -438,12 +513,27 @@ mod tests {
         // what underflows still counts
         raise(&mut entries, 1.0, 0.0, 1e6);
         assert!(entries.iter().all(|entry| entry.sum >= LEAST));
-        drop_candidate(&mut entries, 4, 0.25, (1.0, 1.5));
-        drop_candidate(&mut entries, 5, 0.5, (1.0, 3.0));
-        drop_candidate(&mut entries, 5, 0.5, (1.0, 2.0));
-        assert_eq!(entries.len(), 3);
-        assert!(entries[1].sum >= 0.25 && entries[1].width >= 0.5);
-        assert!(entries[2].sum >= 1.0 && entries[2].width >= 2.0);
+        let mut dropped = Dropped::new(&mut entries);
+        dropped.add(0, 0.25);
+        dropped.add(4, 0.25);
+        dropped.add(4, 0.5);
+        assert!(f64::from(entries[0].sum) >= exact * (-5e5f64).exp() + 0.25);
+        assert!(entries[1].sum >= 0.75 && entries[1].sum < 0.750_001);
+    }
+
+    #[test]
+    fn a_blocks_width_is_that_of_its_candidates_too() {
+        let mut entries = Vec::new();
+        note_candidate(&mut entries, 4, (1.0, 1.5));
+        assert_eq!((entries.len(), entries[0].sum), (1, 0.0));
+        raise(&mut entries, 1.0, 0.0, 1.0);
+        assert_eq!(entries[0].sum, 0.0, "no key to count");
+        add_other(&mut entries, 5, 0.5, (1.0, 3.0));
+        add_other(&mut entries, 5, 0.5, (1.0, 2.0));
+        note_candidate(&mut entries, 5, (1.0, 4.0));
+        assert_eq!(entries.len(), 2);
+        assert!(entries[0].width >= 0.5);
+        assert!(entries[1].sum >= 1.0 && entries[1].width >= 3.0);
     }
 
     #[test]

@@ -216,7 +216,11 @@ impl Part {
                 if (!kept && query.tail_scale == 0.0) || !visible.sees(slot) {
                     continue;
                 }
+                let block = || (base + slot as u32) / query.block_keys as u32;
                 if kept {
+                    if query.block_keys > 0 {
+                        blocks::note_candidate(&mut found.blocks, block(), (lower, upper));
+                    }
                     found.slots.push(base + slot as u32);
                     found.lower.push(lower);
                     found.upper.push(upper);
@@ -224,8 +228,7 @@ impl Part {
                     let weight = tail::weight(query.tail_scale, upper, query.tau);
                     found.tail = tail::add(found.tail, weight);
                     if query.block_keys > 0 {
-                        let block = (base + slot as u32) / query.block_keys as u32;
-                        blocks::drop_candidate(&mut found.blocks, block, weight, (lower, upper));
+                        blocks::add_other(&mut found.blocks, block(), weight, (lower, upper));
                     }
                 }
             }
@@ -273,6 +276,7 @@ fn drop_below(
     let mut sum = tail::rescale(found.tail, scale, from, to);
     let mut sum_apart = tail::rescale(*tail_apart, scale, from, to);
     blocks::raise(&mut found.blocks, scale, from, to);
+    let mut dropped = blocks::Dropped::new(&mut found.blocks);
     let mut kept = 0;
     for i in 0..found.slots.len() {
         let (slot, lower, upper) = (found.slots[i], found.lower[i], found.upper[i]);
@@ -289,8 +293,7 @@ fn drop_below(
             }
             sum = tail::add(sum, weight);
             if query.block_keys > 0 {
-                let block = slot / query.block_keys as u32;
-                blocks::drop_candidate(&mut found.blocks, block, weight, (lower, upper));
+                dropped.add(slot / query.block_keys as u32, weight);
             }
         }
     }
@@ -317,7 +320,7 @@ mod tests {
             blocks: vec![BlockTail {
                 block: 0,
                 sum: 5.0,
-                width: 0.25,
+                width: 1.0,
             }],
         };
         let mut tail_apart = 2.0;
@@ -337,7 +340,7 @@ mod tests {
             panic!("one block")
         };
         assert!(f64::from(block.sum) >= exact && f64::from(block.sum) < exact * 1.001);
-        assert!(block.width >= 1.0);
+        assert_eq!(block.width, 1.0);
         let exact = 2.0 * (-1.0f64).exp();
         assert!(tail_apart >= exact && tail_apart < exact * 1.001);
     }

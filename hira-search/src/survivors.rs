@@ -175,6 +175,7 @@ impl Rescoring {
         let (survivors, scores) = (&self.survivors, self.settling.scores());
         let position = |place: usize| survivors[place];
         sums.add_scored(position, scores, &out.positions, block_keys, weighing);
+        sums.weigh(weighing);
         sums.finish(block_keys, unblocked, &mut out.blocks)
     }
 
@@ -191,6 +192,7 @@ impl Rescoring {
         let scores = self.settling.scores();
         let weighing = weighing(group, out);
         sums.add_scored(position, scores, &out.positions, block_keys, weighing);
+        sums.weigh(weighing);
         sums.finish(block_keys, 0.0, &mut out.blocks);
     }
 

@@ -85,59 +85,82 @@ pub(super) fn first_lanes(count: usize) -> __m256i {
     _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(LANES) as i32), lanes)
 }
 
-/// Strips of up to eight registers of the output, each summed over all rows without leaving them.
+/// Strips of up to eight registers of all outputs, summed over all rows without leaving them.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn weighted_sum<E: Element>(weights: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
-    assert_eq!(out.len(), rows.dim(), "the output is one row");
-    for (i, strip) in out.chunks_mut(8 * LANES).enumerate() {
-        let at = 8 * LANES * i;
-        match strip.len().div_ceil(LANES) {
-            1 => weighted_strip::<E, 1>(weights, rows, at, strip),
-            2 => weighted_strip::<E, 2>(weights, rows, at, strip),
-            3 => weighted_strip::<E, 3>(weights, rows, at, strip),
-            4 => weighted_strip::<E, 4>(weights, rows, at, strip),
-            5 => weighted_strip::<E, 5>(weights, rows, at, strip),
-            6 => weighted_strip::<E, 6>(weights, rows, at, strip),
-            7 => weighted_strip::<E, 7>(weights, rows, at, strip),
-            _ => weighted_strip::<E, 8>(weights, rows, at, strip),
+pub(super) fn weighted_sums<E: Element, const N: usize>(
+    weights: [&[f32]; N],
+    rows: Rows<'_, E>,
+    out: [&mut [f32]; N],
+) {
+    for out in &out {
+        assert_eq!(out.len(), rows.dim(), "an output is one row");
+    }
+    let mut rest = out;
+    let mut at = 0;
+    while at < rows.dim() {
+        let count = (rows.dim() - at).min(8 / N * LANES);
+        let strips = rest
+            .each_mut()
+            .map(|rest| rest.split_off_mut(..count).unwrap_or_default());
+        match count.div_ceil(LANES) {
+            1 => weighted_strips::<E, N, 1>(weights, rows, at, strips),
+            2 => weighted_strips::<E, N, 2>(weights, rows, at, strips),
+            3 => weighted_strips::<E, N, 3>(weights, rows, at, strips),
+            4 => weighted_strips::<E, N, 4>(weights, rows, at, strips),
+            5 => weighted_strips::<E, N, 5>(weights, rows, at, strips),
+            6 => weighted_strips::<E, N, 6>(weights, rows, at, strips),
+            7 => weighted_strips::<E, N, 7>(weights, rows, at, strips),
+            _ => weighted_strips::<E, N, 8>(weights, rows, at, strips),
         }
+        at += count;
     }
 }
 
-/// Adds columns `at..at + strip.len()` of the rows; `W` registers hold them, the last perhaps in part.
+/// Adds as many columns of the rows from column `at` on as each strip has; `W` registers hold a strip, the last perhaps in part.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn weighted_strip<E: Element, const W: usize>(
-    weights: &[f32],
+fn weighted_strips<E: Element, const N: usize, const W: usize>(
+    weights: [&[f32]; N],
     rows: Rows<'_, E>,
     at: usize,
-    strip: &mut [f32],
+    strips: [&mut [f32]; N],
 ) {
-    let last = strip.len() - (W - 1) * LANES;
-    assert!((1..=LANES).contains(&last) && at + strip.len() <= rows.dim());
-    let count = strip.len();
+    let count = strips[0].len();
+    let last = count - (W - 1) * LANES;
+    assert!((1..=LANES).contains(&last) && at + count <= rows.dim());
     let mask = first_lanes(last);
-    let distance = ahead(strip.len() * size_of::<E>());
-    for i in 0..distance.min(weights.len()) {
+    let mut acc = [[_mm256_setzero_ps(); W]; N];
+    for n in 0..N {
+        assert!(strips[n].len() == count);
+        acc[n] = load_strip::<f32, W>(strips[n]);
+    }
+    let len = weights[0].len();
+    let weights = weights.map(|weights| &weights[..len]);
+    let distance = ahead(count * size_of::<E>());
+    for i in 0..distance.min(len) {
         prefetch(rows.columns(i, at, count));
     }
-    let mut acc = load_strip::<f32, W>(strip);
-    for (i, weight) in weights.iter().enumerate() {
+    for i in 0..len {
         prefetch(rows.columns(i + distance, at, count));
         let Some(row) = rows.columns(i, at, count) else {
             break;
         };
         let values = load_strip::<E, W>(row);
-        let weight = _mm256_set1_ps(*weight);
-        for v in 0..W {
-            acc[v] = _mm256_fmadd_ps(weight, values[v], acc[v]);
+        for n in 0..N {
+            let weight = _mm256_set1_ps(weights[n][i]);
+            for v in 0..W {
+                acc[n][v] = _mm256_fmadd_ps(weight, values[v], acc[n][v]);
+            }
         }
     }
-    // SAFETY: the strip has W - 1 whole registers and, behind them, the lanes that the mask admits: `last` of them.
-    unsafe {
-        for v in 0..W - 1 {
-            _mm256_storeu_ps(strip.as_mut_ptr().add(v * LANES), acc[v]);
+    for n in 0..N {
+        // SAFETY: a strip has W - 1 whole registers and, behind them, the lanes that the mask admits: `last` of them.
+        unsafe {
+            let strip = strips[n].as_mut_ptr();
+            for v in 0..W - 1 {
+                _mm256_storeu_ps(strip.add(v * LANES), acc[n][v]);
+            }
+            _mm256_maskstore_ps(strip.add((W - 1) * LANES), mask, acc[n][W - 1]);
         }
-        _mm256_maskstore_ps(strip.as_mut_ptr().add((W - 1) * LANES), mask, acc[W - 1]);
     }
 }
 

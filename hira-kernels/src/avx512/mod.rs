@@ -42,6 +42,17 @@ impl Avx512 {
         unsafe { order::places_within(values, within, places) }
     }
 
+    pub(crate) fn pick_within(
+        self,
+        values: &[f32],
+        within: std::ops::Range<f32>,
+        places: &mut [u32],
+        picked: &mut [f32],
+    ) -> usize {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::pick_within(values, within, places, picked) }
+    }
+
     pub(crate) fn scores<E: Element>(self, query: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { score::scores(query, rows, out) }
@@ -68,14 +79,14 @@ impl Avx512 {
         unsafe { softmax::exp_weights(scores, scale, max_score, weights) }
     }
 
-    pub(crate) fn weighted_sum<E: Element>(
+    pub(crate) fn weighted_sums<E: Element, const N: usize>(
         self,
-        weights: &[f32],
+        weights: [&[f32]; N],
         rows: Rows<'_, E>,
-        out: &mut [f32],
+        out: [&mut [f32]; N],
     ) {
         // SAFETY: the token proves that this machine has the target features of the function.
-        unsafe { softmax::weighted_sum(weights, rows, out) }
+        unsafe { softmax::weighted_sums(weights, rows, out) }
     }
 
     pub(crate) fn intervals(

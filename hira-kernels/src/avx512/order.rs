@@ -26,28 +26,68 @@ pub(super) fn kth_largest(values: &[f32], k: usize) -> f32 {
     select(&values, k)
 }
 
-/// Compressed in registers and stored whole: `vpcompressd` to memory is microcoded on Zen 4.
 #[target_feature(enable = "avx512f,popcnt")]
 pub(super) fn places_within(values: &[f32], within: Range<f32>, places: &mut [u32]) -> usize {
     assert!(places.len() >= values.len(), "a place for every value");
-    let (start, end) = (_mm512_set1_ps(within.start), _mm512_set1_ps(within.end));
-    let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     let mut count = 0;
     for (block, values) in values.chunks(TILE).enumerate() {
-        let live = (0xffff_u32 >> (TILE - values.len())) as u16;
-        // SAFETY: the mask admits the lanes of the chunk.
-        let value = unsafe { _mm512_maskz_loadu_ps(live, values.as_ptr()) };
-        let reached = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, value, start);
-        let kept = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(reached, value, end);
-        let here = _mm512_add_epi32(_mm512_set1_epi32((TILE * block) as i32), lanes);
+        let (_, live, kept) = within_of(values, &within);
         // SAFETY: at most `16 block` places were written before, so those of the mask, as many as the chunk has values, are inside.
+        unsafe { put_places(places.as_mut_ptr().add(count), live, kept, block) };
+        count += kept.count_ones() as usize;
+    }
+    count
+}
+
+#[target_feature(enable = "avx512f,popcnt")]
+pub(super) fn pick_within(
+    values: &[f32],
+    within: Range<f32>,
+    places: &mut [u32],
+    picked: &mut [f32],
+) -> usize {
+    assert!(places.len() >= values.len() && picked.len() >= values.len());
+    let mut count = 0;
+    for (block, values) in values.chunks(TILE).enumerate() {
+        let (value, live, kept) = within_of(values, &within);
+        // SAFETY: as above, and `picked` has as many places.
         unsafe {
-            let at = places.as_mut_ptr().add(count).cast();
-            _mm512_mask_storeu_epi32(at, live, _mm512_maskz_compress_epi32(kept, here));
+            put_places(places.as_mut_ptr().add(count), live, kept, block);
+            let at = picked.as_mut_ptr().add(count);
+            _mm512_mask_storeu_ps(at, live, _mm512_maskz_compress_ps(kept, value));
         }
         count += kept.count_ones() as usize;
     }
     count
+}
+
+/// Up to sixteen values, the mask of those there are, and of those within.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn within_of(values: &[f32], within: &Range<f32>) -> (__m512, u16, u16) {
+    let live = (0xffff_u32 >> (TILE - values.len())) as u16;
+    // SAFETY: the mask admits the lanes of the chunk.
+    let value = unsafe { _mm512_maskz_loadu_ps(live, values.as_ptr()) };
+    let (start, end) = (_mm512_set1_ps(within.start), _mm512_set1_ps(within.end));
+    let reached = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, value, start);
+    let kept = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(reached, value, end);
+    (value, live, kept)
+}
+
+/// Writes the places of `kept`, of the sixteen from `16 block` on, and anything behind them where `live` goes on.
+///
+/// Compressed in registers and stored whole: `vpcompressd` to memory is microcoded on Zen 4.
+///
+/// # Safety
+///
+/// The lanes of `live`, which are the first ones, may be written behind `at`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put_places(at: *mut u32, live: u16, kept: u16, block: usize) {
+    let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    let here = _mm512_add_epi32(_mm512_set1_epi32((TILE * block) as i32), lanes);
+    // SAFETY: the caller vouches for the lanes of `live`.
+    unsafe { _mm512_mask_storeu_epi32(at.cast(), live, _mm512_maskz_compress_epi32(kept, here)) };
 }
 
 #[inline]

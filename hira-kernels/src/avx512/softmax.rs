@@ -55,61 +55,85 @@ pub(super) fn store(register: __m512) -> [f32; TILE] {
     lanes
 }
 
-/// Strips of up to eight registers of the output, each summed over all rows without leaving them.
+/// Strips of up to eight registers of each output, summed over all rows without leaving them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn weighted_sum<E: Element>(weights: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
-    assert_eq!(out.len(), rows.dim(), "the output is one row");
-    for (i, strip) in out.chunks_mut(8 * TILE).enumerate() {
-        let at = 8 * TILE * i;
-        match strip.len().div_ceil(TILE) {
-            1 => weighted_strip::<E, 1>(weights, rows, at, strip),
-            2 => weighted_strip::<E, 2>(weights, rows, at, strip),
-            3 => weighted_strip::<E, 3>(weights, rows, at, strip),
-            4 => weighted_strip::<E, 4>(weights, rows, at, strip),
-            5 => weighted_strip::<E, 5>(weights, rows, at, strip),
-            6 => weighted_strip::<E, 6>(weights, rows, at, strip),
-            7 => weighted_strip::<E, 7>(weights, rows, at, strip),
-            _ => weighted_strip::<E, 8>(weights, rows, at, strip),
+pub(super) fn weighted_sums<E: Element, const N: usize>(
+    weights: [&[f32]; N],
+    rows: Rows<'_, E>,
+    out: [&mut [f32]; N],
+) {
+    for out in &out {
+        assert_eq!(out.len(), rows.dim(), "an output is one row");
+    }
+    let mut rest = out;
+    let mut at = 0;
+    while at < rows.dim() {
+        let count = (rows.dim() - at).min(8 * TILE);
+        let strips = rest
+            .each_mut()
+            .map(|rest| rest.split_off_mut(..count).unwrap_or_default());
+        match count.div_ceil(TILE) {
+            1 => weighted_strips::<E, N, 1>(weights, rows, at, strips),
+            2 => weighted_strips::<E, N, 2>(weights, rows, at, strips),
+            3 => weighted_strips::<E, N, 3>(weights, rows, at, strips),
+            4 => weighted_strips::<E, N, 4>(weights, rows, at, strips),
+            5 => weighted_strips::<E, N, 5>(weights, rows, at, strips),
+            6 => weighted_strips::<E, N, 6>(weights, rows, at, strips),
+            7 => weighted_strips::<E, N, 7>(weights, rows, at, strips),
+            _ => weighted_strips::<E, N, 8>(weights, rows, at, strips),
         }
+        at += count;
     }
 }
 
-/// Adds columns `at..at + strip.len()` of the rows; `W` registers hold them, the last perhaps in part.
+/// Adds as many columns of the rows from column `at` on as each strip has; `W` registers hold a strip, the last perhaps in part.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn weighted_strip<E: Element, const W: usize>(
-    weights: &[f32],
+fn weighted_strips<E: Element, const N: usize, const W: usize>(
+    weights: [&[f32]; N],
     rows: Rows<'_, E>,
     at: usize,
-    strip: &mut [f32],
+    strips: [&mut [f32]; N],
 ) {
-    let last = strip.len() - (W - 1) * TILE;
-    assert!((1..=TILE).contains(&last) && at + strip.len() <= rows.dim());
-    let count = strip.len();
+    let count = strips[0].len();
+    let last = count - (W - 1) * TILE;
+    assert!((1..=TILE).contains(&last) && at + count <= rows.dim());
     let mut masks = [0xffff_u16; W];
     masks[W - 1] >>= TILE - last;
-    let distance = ahead(strip.len() * size_of::<E>());
-    for i in 0..distance.min(weights.len()) {
+    let mut acc = [[_mm512_setzero_ps(); W]; N];
+    for n in 0..N {
+        assert!(strips[n].len() == count);
+        for v in 0..W {
+            // SAFETY: the masks admit the `count` first lanes of the W registers, asserted above.
+            acc[n][v] =
+                unsafe { _mm512_maskz_loadu_ps(masks[v], strips[n].as_ptr().add(v * TILE)) };
+        }
+    }
+    let len = weights[0].len();
+    let weights = weights.map(|weights| &weights[..len]);
+    let distance = ahead(count * size_of::<E>());
+    for i in 0..distance.min(len) {
         prefetch(rows.columns(i, at, count));
     }
-    let mut acc = [_mm512_setzero_ps(); W];
-    for v in 0..W {
-        // SAFETY: the masks admit the `strip.len()` first lanes of the W registers, asserted above.
-        acc[v] = unsafe { _mm512_maskz_loadu_ps(masks[v], strip.as_ptr().add(v * TILE)) };
-    }
-    for (i, weight) in weights.iter().enumerate() {
+    for i in 0..len {
         prefetch(rows.columns(i + distance, at, count));
         let Some(row) = rows.columns(i, at, count) else {
             break;
         };
-        let weight = _mm512_set1_ps(*weight);
+        let weights = weights.map(|weights| _mm512_set1_ps(weights[i]));
         for v in 0..W {
-            // SAFETY: `row` is as long as the strip, whose lanes the masks admit; the function has the features.
+            // SAFETY: `row` is as long as a strip, whose lanes the masks admit; the function has the features.
             let value = unsafe { E::load16_masked(row.as_ptr().add(v * TILE), masks[v]) };
-            acc[v] = _mm512_fmadd_ps(weight, value, acc[v]);
+            for n in 0..N {
+                acc[n][v] = _mm512_fmadd_ps(weights[n], value, acc[n][v]);
+            }
         }
     }
-    for v in 0..W {
-        // SAFETY: as for the loads above.
-        unsafe { _mm512_mask_storeu_ps(strip.as_mut_ptr().add(v * TILE), masks[v], acc[v]) };
+    for n in 0..N {
+        for v in 0..W {
+            // SAFETY: as for the loads above.
+            unsafe {
+                _mm512_mask_storeu_ps(strips[n].as_mut_ptr().add(v * TILE), masks[v], acc[n][v]);
+            }
+        }
     }
 }

@@ -8,8 +8,9 @@ pub(crate) use scan::{intervals, scan_block};
 
 pub(crate) use crate::boxes::box_sums;
 pub(crate) use crate::columns::{add_columns, rows_below};
+pub(crate) use crate::compensate::{flags_within, sum_blocks, sum_of_products, weigh_blocks};
 pub(crate) use crate::mass::{mass_split, mass_weights};
-pub(crate) use crate::order::{kth_largest, places_within};
+pub(crate) use crate::order::{kth_largest, pick_within, places_within};
 pub(crate) use crate::precision::round_values;
 pub(crate) use crate::product::encode as product_encode;
 pub(crate) use crate::scan::tail_weight;
@@ -64,11 +65,17 @@ pub(crate) fn exp_weights(scores: &[f32], scale: f32, max_score: f32, weights: &
     lanes::tree(sums)
 }
 
-pub(crate) fn weighted_sum<E: Element>(weights: &[f32], rows: Rows<'_, E>, out: &mut [f32]) {
-    for (i, &weight) in weights.iter().enumerate() {
-        if let Some(row) = rows.get(i) {
-            for (out, &value) in out.iter_mut().zip(row) {
-                *out = weight.mul_add(value.widen(), *out);
+pub(crate) fn weighted_sums<E: Element, const N: usize>(
+    weights: [&[f32]; N],
+    rows: Rows<'_, E>,
+    out: [&mut [f32]; N],
+) {
+    for (weights, out) in weights.iter().zip(out) {
+        for (i, &weight) in weights.iter().enumerate() {
+            if let Some(row) = rows.get(i) {
+                for (out, &value) in out.iter_mut().zip(row) {
+                    *out = weight.mul_add(value.widen(), *out);
+                }
             }
         }
     }

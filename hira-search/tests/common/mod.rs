@@ -178,8 +178,8 @@ pub(crate) fn check_blocks(
     if (blocks.block_keys, blocks.first, lengths) != (block_keys, from, [count; 3]) {
         return Err(format!("{lengths:?} blocks of {}", blocks.block_keys));
     }
-    let (mut lowest, mut middle) = (Vec::new(), Vec::new());
-    blocks.lowest_into(Kernel::best(), scale, &mut lowest, &mut middle);
+    let (mut lowest, mut middle) = (vec![0.0; count], vec![0.0; count]);
+    blocks.lowest_into(Kernel::best(), scale, 0..count, &mut lowest, &mut middle);
     let mut selected = selection.positions.iter().peekable();
     let (mut whole, mut bound) = (0.0, blocks.unblocked);
     for (block, &lowest) in lowest.iter().enumerate() {
