@@ -1,8 +1,8 @@
 //! Buffers that tasks borrow and give back, so that a step in steady state allocates only its output and report.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use hira_kernels::{DiskRows, SoftmaxState, Team, dense::DenseScratch};
+use hira_kernels::{DiskRows, SoftmaxState, Spares, Team, dense::DenseScratch};
 use hira_search::{Scratch, Selection};
 
 use crate::{
@@ -27,7 +27,8 @@ pub(crate) struct HeadScratch {
     pub(crate) selections: Vec<Selection>,
     pub(crate) queries: Vec<f32>,
     pub(crate) out: Vec<f32>,
-    pub(crate) per_query: Vec<QueryScratch>,
+    /// Of the queries that are answered at one time.
+    pub(crate) per_query: Spares<QueryScratch>,
     pub(crate) disk: DiskRows,
     pub(crate) answers: Vec<SparseAnswer>,
     pub(crate) sums: Vec<PartialSums>,
@@ -40,8 +41,8 @@ pub(crate) struct HeadScratch {
 /// Scratch that is free at the moment; clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct ScratchPool {
-    heads: Arc<Free<HeadScratch>>,
-    teams: Arc<Free<Team>>,
+    heads: Arc<Spares<HeadScratch>>,
+    teams: Arc<Spares<Team>>,
 }
 
 impl ScratchPool {
@@ -53,27 +54,6 @@ impl ScratchPool {
     /// Runs `task` with a team that no other call uses.
     pub(crate) fn with_team<R>(&self, task: impl FnOnce(&mut Team) -> R) -> R {
         self.teams.lend(task)
-    }
-}
-
-/// What nobody uses at the moment; boxed, because it is taken out and put back at every use.
-struct Free<T>(Mutex<Vec<Box<T>>>);
-
-impl<T> Default for Free<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T: Default> Free<T> {
-    /// Runs `task` with a free one, or a new one.
-    fn lend<R>(&self, task: impl FnOnce(&mut T) -> R) -> R {
-        // buffers hold no state between uses, so a panic in another task leaves nothing to distrust
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = lock().pop().unwrap_or_default();
-        let result = task(&mut taken);
-        lock().push(taken);
-        result
     }
 }
 

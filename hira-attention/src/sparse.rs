@@ -81,7 +81,6 @@ impl SparseStep<'_> {
         let dim = head.index().dim();
         let group = queries.len() / dim;
         scratch.selections.resize_with(group, Selection::default);
-        scratch.per_query.resize_with(group, QueryScratch::default);
         let start = self.timed.then(Instant::now);
         self.searcher.search_group_on(
             self.team,
@@ -106,14 +105,13 @@ impl SparseStep<'_> {
         let value_dim = head.values().dim();
         let found = queries.chunks_exact(dim).zip(&scratch.selections);
         let rows = out.chunks_exact_mut(value_dim).zip(&mut scratch.answers);
-        let tasks = found.zip(&mut scratch.per_query).zip(rows);
-        self.team.for_each(
-            tasks.enumerate(),
-            |(row, (((query, selection), buffers), (out, answer)))| {
-                *answer =
-                    self.attend_one((head, disk), query, selection, always(row), buffers, out);
-            },
-        );
+        let spares = &scratch.per_query;
+        let tasks = found.zip(rows).enumerate();
+        (self.team).for_each(tasks, |(row, ((query, selection), (out, answer)))| {
+            *answer = spares.lend(|buffers| {
+                self.attend_one((head, disk), query, selection, always(row), buffers, out)
+            });
+        });
         if let Some(found_at) = found_at {
             scratch.times.values += found_at.elapsed();
         }

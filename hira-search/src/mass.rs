@@ -13,7 +13,7 @@
 //! The highest `tau_1` that satisfies `T <= r S` so is certified. Candidates with `upper >= tau_1` survive and are scored exactly. If
 //! not even `tau_0` does, the guess was too high and the sketch is scanned again from a lower one.
 //!
-//! *Last, from scores* ([`MassRescoring::certify_scores`]): of the survivors the weights are known, of the others as before. The highest
+//! *Last, from scores* ([`certify_scores`]): of the survivors the weights are known, of the others as before. The highest
 //! threshold that satisfies `T <= r S` now is at least `tau_1`: each survivor below `tau_1` had been counted with a larger weight, each above
 //! with a smaller one. The least score that reaches it is the `tau` of the selection: all keys that reach `tau` survived, so the selected
 //! set is that of a halfspace query.
@@ -43,10 +43,9 @@ pub(crate) fn ratio(dropped: f32) -> f64 {
     dropped / (1.0 - dropped) * (1.0 - ALLOWANCE)
 }
 
-/// Buffers of one query's threshold by mass.
+/// What is known of one query's threshold by mass from pass to pass.
 #[derive(Debug, Default)]
 pub(crate) struct MassRescoring {
-    keys: MassBounds,
     /// Thresholds that were tried for this search.
     attempts: u32,
     /// What was dropped at the first of them over what may be, if it was a guess.
@@ -54,10 +53,6 @@ pub(crate) struct MassRescoring {
 }
 
 impl MassRescoring {
-    pub(crate) fn memory_usage(&self) -> usize {
-        self.keys.memory_usage()
-    }
-
     /// Starts a new search.
     pub(crate) fn begin(&mut self) {
         (self.attempts, self.guessed) = (0, None);
@@ -70,9 +65,10 @@ impl MassRescoring {
 
     /// The highest threshold that the candidates' bounds certify, or else a lower one to scan from.
     ///
-    /// `skipped` is the weight of keys that no part read, relative to `tau`, the threshold of the scan.
+    /// `skipped` is the weight of keys that no part read, relative to `tau`, the threshold of the scan; `keys` is a buffer.
     pub(crate) fn certify_bounds(
         &mut self,
+        keys: &mut MassBounds,
         group: &Group<'_>,
         g: usize,
         parts: &[Part],
@@ -80,25 +76,23 @@ impl MassRescoring {
         ratio: f64,
     ) -> Result<f32, f32> {
         let Group { kernel, scale, .. } = *group;
-        self.keys.clear();
+        keys.clear();
         let mut tail = skipped;
         for part in parts {
             let found = &part.found[g];
-            self.keys.push_bounds(&found.lower, &found.upper);
+            keys.push_bounds(&found.lower, &found.upper);
             // No part of a search by mass raises its threshold.
             tail = tail::add(tail, tail::add(found.tail, part.apart[g]));
         }
         self.attempts += 1;
-        if self.keys.is_empty() {
+        if keys.is_empty() {
             return Err(f32::NEG_INFINITY);
         }
-        let reference = self.keys.largest();
-        self.keys.weigh(kernel, scale, reference);
+        let reference = keys.largest();
+        keys.weigh(kernel, scale, reference);
         // Without a threshold there is no tail, and the least lower bound is enough: such a scan is the last one.
         let tail = tail::rescale(tail, scale, tau, reference);
-        let cut = self
-            .keys
-            .highest(kernel, tau, BOUNDS_STEP, |split| excess(split, tail, ratio));
+        let cut = keys.highest(kernel, tau, BOUNDS_STEP, |split| excess(split, tail, ratio));
         if self.attempts == 1 && tau > f32::NEG_INFINITY {
             self.guessed = Some(cut.first);
         }
@@ -117,29 +111,29 @@ impl MassRescoring {
             f32::NEG_INFINITY
         })
     }
+}
 
-    /// The least score to select, of `scores` that are not empty; the keys without a score are below `floor`, and weigh at most
-    /// `unscored(reference)`.
-    pub(crate) fn certify_scores(
-        &mut self,
-        kernel: Kernel,
-        scale: f32,
-        scores: &[f32],
-        ratio: f64,
-        (floor, unscored): (f32, impl Fn(f32) -> f64),
-    ) -> f32 {
-        self.keys.clear();
-        self.keys.push_scores(scores);
-        let reference = self.keys.largest();
-        self.keys.weigh(kernel, scale, reference);
-        let tail = unscored(reference);
-        let excess = |split| excess(split, tail, ratio);
-        let tau = self.keys.highest(kernel, floor, SCORES_STEP, excess).tau;
-        // Where `floor` itself is refused, by the last bits of sums that were enough with bounds: everything that reaches it.
-        let tau = tau.unwrap_or(floor);
-        let reached = scores.iter().copied().filter(|&score| score >= tau);
-        reached.fold(f32::INFINITY, f32::min)
-    }
+/// The least score to select, of `scores` that are not empty; the keys without a score are below `floor`, and weigh at most
+/// `unscored(reference)`. `keys` is a buffer.
+pub(crate) fn certify_scores(
+    keys: &mut MassBounds,
+    kernel: Kernel,
+    scale: f32,
+    scores: &[f32],
+    ratio: f64,
+    (floor, unscored): (f32, impl Fn(f32) -> f64),
+) -> f32 {
+    keys.clear();
+    keys.push_scores(scores);
+    let reference = keys.largest();
+    keys.weigh(kernel, scale, reference);
+    let tail = unscored(reference);
+    let excess = |split| excess(split, tail, ratio);
+    let tau = keys.highest(kernel, floor, SCORES_STEP, excess).tau;
+    // Where `floor` itself is refused, by the last bits of sums that were enough with bounds: everything that reaches it.
+    let tau = tau.unwrap_or(floor);
+    let reached = scores.iter().copied().filter(|&score| score >= tau);
+    reached.fold(f32::INFINITY, f32::min)
 }
 
 /// What is dropped over what may be, rounded outward; 0 where nothing is dropped, whatever is kept, and infinite where nothing is kept.

@@ -1,6 +1,6 @@
 //! The memory of a search, owned by its caller.
 
-use hira_kernels::{QueryGroup, SegmentOffsets, Team};
+use hira_kernels::{QueryGroup, SegmentOffsets, Spares, Team};
 
 use crate::best_first::BestFirst;
 use crate::blocks::Apart;
@@ -16,7 +16,7 @@ use crate::resolve::Resolving;
 use crate::scan::{Part, Scan};
 use crate::selection::{FirstThreshold, Selection};
 use crate::settle::Target;
-use crate::survivors::{Narrowed, Pass, Rescan, Rescoring};
+use crate::survivors::{Narrowed, Pass, Rescan, Rescoring, Working};
 use crate::tree::Descent;
 use crate::visible::Visible;
 use crate::warm::WarmStart;
@@ -44,6 +44,8 @@ pub struct Scratch {
     product: ProductPass,
     parts: Vec<Part>,
     rescoring: Vec<Rescoring>,
+    /// Of the queries that are selected for at one time.
+    working: Spares<Working>,
     /// Of each query whose survivors wait for the disk.
     narrowed: Vec<Option<Narrowed>>,
     disk: DiskKeys,
@@ -68,6 +70,7 @@ impl Scratch {
         let rescoring: usize = self.rescoring.iter().map(Rescoring::memory_usage).sum();
         parts
             + rescoring
+            + self.working.sum_of(Working::memory_usage)
             + self.resolving.memory_usage()
             + self.apart.memory_usage()
             + self.warm.memory_usage()
@@ -114,14 +117,13 @@ impl Scratch {
             ..Work::default()
         };
         self.dense.fill(group, team);
-        self.rescoring.resize_with(out.len(), Rescoring::default);
-        let dense = &self.dense;
-        let select = |(g, (rescoring, out)): (usize, (&mut Rescoring, &mut Selection))| {
-            dense.select(group, g, &mut rescoring.settling, out);
-            rescoring.add_blocks(group, out);
-        };
-        let queries = self.rescoring.iter_mut().zip(out.iter_mut());
-        team.for_each(queries.enumerate(), select);
+        let (dense, working) = (&self.dense, &self.working);
+        team.for_each(out.iter_mut().enumerate(), |(g, out)| {
+            working.lend(|working| {
+                dense.select(group, g, &mut working.settling, out);
+                working.add_blocks(group, out);
+            });
+        });
     }
 
     /// Answers by the sketch, after pruning clusters if the plan is `Tree`, or tiles if it is `Product`.
@@ -137,7 +139,7 @@ impl Scratch {
         self.work = Work::default();
         self.rescoring.resize_with(group.len(), Rescoring::default);
         let states = self.rescoring.iter_mut();
-        states.for_each(|rescoring| rescoring.settling.mass.begin());
+        states.for_each(|rescoring| rescoring.mass.begin());
         self.prepare(group);
         self.first_taus(group, decision, team);
         loop {
@@ -175,7 +177,7 @@ impl Scratch {
                 }
                 Target::Mass { .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
-                    if let Some(excess) = rescoring.settling.mass.guessed() {
+                    if let Some(excess) = rescoring.mass.guessed() {
                         self.history.note_mass(g, excess);
                     }
                     let selected = &out.positions;
@@ -315,16 +317,17 @@ impl Scratch {
             skipped: &self.descent.tails,
             apart: &self.apart,
         };
-        let narrow = |g, query: &mut Query<'_>| {
+        let spares = &self.working;
+        let narrow = |working: &mut Working, g, query: &mut Query<'_>| {
             if *query.tau == f32::INFINITY {
                 return None;
             }
-            let narrowed = query.rescoring.narrow(pass, g, *query.tau, query.out);
+            let narrowed = (query.rescoring).narrow(working, pass, (g, *query.tau), query.out);
             narrowed.map_err(|rescan| query.scan_again(rescan)).ok()
         };
-        let settle = |g, query: &mut Query<'_>, narrowed, disk: &DiskKeys| {
-            let narrowed = (*query.tau, narrowed);
-            match query.rescoring.settle(pass, g, narrowed, disk, query.out) {
+        let settle = |working: &mut Working, g, query: &mut Query<'_>, narrowed, disk| {
+            let narrowed = (g, *query.tau, narrowed);
+            match (query.rescoring).settle(working, pass, narrowed, disk, query.out) {
                 Ok(()) => *query.tau = f32::INFINITY,
                 Err(rescan) => query.scan_again(rescan),
             }
@@ -334,9 +337,11 @@ impl Scratch {
             let disk = &DiskKeys::default();
             let queries = queries(rescoring, taus, out).enumerate();
             team.for_each(queries, |(g, mut query)| {
-                if let Some(narrowed) = narrow(g, &mut query) {
-                    settle(g, &mut query, narrowed, disk);
-                }
+                spares.lend(|working| {
+                    if let Some(narrowed) = narrow(working, g, &mut query) {
+                        settle(working, g, &mut query, narrowed, disk);
+                    }
+                });
             });
             return;
         }
@@ -344,7 +349,7 @@ impl Scratch {
         self.narrowed.resize(group.len(), None);
         let open = queries(rescoring, taus, out).zip(&mut self.narrowed);
         team.for_each(open.enumerate(), |(g, (mut query, narrowed))| {
-            *narrowed = narrow(g, &mut query);
+            *narrowed = spares.lend(|working| narrow(working, g, &mut query));
         });
         let survivors = self.narrowed.iter().zip(&*out);
         let wanted = survivors.filter(|(narrowed, _)| narrowed.is_some());
@@ -354,7 +359,7 @@ impl Scratch {
         let open = queries(rescoring, taus, out).zip(&self.narrowed);
         team.for_each(open.enumerate(), |(g, (mut query, narrowed))| {
             if let Some(narrowed) = *narrowed {
-                settle(g, &mut query, narrowed, disk);
+                spares.lend(|working| settle(working, g, &mut query, narrowed, disk));
             }
         });
     }

@@ -1,10 +1,10 @@
 //! The last step of every plan: from exactly scored keys to the selection and its tail.
 
-use hira_kernels::Kernel;
+use hira_kernels::{Kernel, MassBounds};
 use hira_threshold::{Cut, select_at_least};
 
 use crate::blocks::CHUNK;
-use crate::mass::{self, MassRescoring};
+use crate::mass;
 use crate::selection::{Selection, Tail};
 use crate::tail;
 
@@ -81,7 +81,7 @@ impl Target {
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
     scores: Vec<f32>,
-    pub(crate) mass: MassRescoring,
+    pub(crate) mass: MassBounds,
 }
 
 impl Settling {
@@ -138,7 +138,7 @@ pub(crate) fn settle(
         Target::Mass { ratio, limit } => {
             let known = (floor, unscored);
             let mass = &mut buffers.mass;
-            let tau = mass.certify_scores(kernel, scale, &out.scores, ratio, known);
+            let tau = mass::certify_scores(mass, kernel, scale, &out.scores, ratio, known);
             (Some(tau), limit, false)
         }
         Target::Top { k, truncated } => (None, k, truncated),

@@ -5,21 +5,28 @@ use hira_kernels::{Candidates, Kernel};
 use crate::blocks::{self, Apart, BlockSums, Weighing};
 use crate::disk_keys::DiskKeys;
 use crate::group::Group;
+use crate::mass::MassRescoring;
 use crate::scan::Part;
 use crate::selection::Selection;
 use crate::settle::{Settling, Target, settle};
 use crate::tail;
 use crate::visible::Visible;
 
-/// One query's buffers.
+/// What is kept of one query from pass to pass.
 #[derive(Debug, Default)]
 pub(crate) struct Rescoring {
+    /// Positions that were scored exactly.
+    survivors: Vec<u32>,
+    pub(crate) mass: MassRescoring,
+}
+
+/// Buffers of what is done for one query after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Working {
     /// Lower bounds of all candidates.
     lower: Vec<f32>,
     rebased: Vec<u32>,
     bitmap: Vec<u64>,
-    /// Positions that were scored exactly.
-    survivors: Vec<u32>,
     sums: BlockSums,
     pub(crate) settling: Settling,
 }
@@ -50,10 +57,7 @@ pub(crate) struct Rescan(pub(crate) f32);
 
 impl Rescoring {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * (self.lower.capacity() + self.survivors.capacity() + self.rebased.capacity())
-            + self.sums.memory_usage()
-            + 8 * self.bitmap.capacity()
-            + self.settling.memory_usage()
+        4 * self.survivors.capacity()
     }
 
     /// Positions that the last selection scored exactly, ascending.
@@ -64,9 +68,9 @@ impl Rescoring {
     /// Finds the survivors of query `g`, of a pass that began with the threshold `tau`: the positions in `out`, not scored yet.
     pub(crate) fn narrow(
         &mut self,
+        working: &mut Working,
         pass: Pass<'_>,
-        g: usize,
-        tau: f32,
+        (g, tau): (usize, f32),
         out: &mut Selection,
     ) -> Result<Narrowed, Rescan> {
         let Pass { group, parts, .. } = pass;
@@ -77,11 +81,11 @@ impl Rescoring {
         let target = group.targets[g];
         let proven = match target {
             Target::AtLeast { tau, .. } => tau,
-            Target::Top { k, .. } => self.kth_lower(group, parts, g, k),
+            Target::Top { k, .. } => working.kth_lower(group, parts, g, k),
             Target::Mass { ratio, .. } => {
-                let mass = &mut self.settling.mass;
+                let keys = &mut working.settling.mass;
                 let began = (tau, pass.skipped[g]);
-                let certified = mass.certify_bounds(group, g, parts, began, ratio);
+                let certified = (self.mass).certify_bounds(keys, group, g, parts, began, ratio);
                 certified.map_err(Rescan)?
             }
         };
@@ -97,16 +101,16 @@ impl Rescoring {
         {
             return Err(Rescan(proven));
         }
-        self.map_slots(group, &mut out.positions);
+        working.map_slots(group, &mut out.positions);
         Ok(Narrowed { excluded, floor })
     }
 
     /// Scores the survivors that [`narrow`](Self::narrow) found, those that `disk` has read there, and selects.
     pub(crate) fn settle(
         &mut self,
+        working: &mut Working,
         pass: Pass<'_>,
-        g: usize,
-        (tau, narrowed): (f32, Narrowed),
+        (g, tau, narrowed): (usize, f32, Narrowed),
         disk: &DiskKeys,
         out: &mut Selection,
     ) -> Result<(), Rescan> {
@@ -115,11 +119,11 @@ impl Rescoring {
         let target = group.targets[g];
         out.scores.clear();
         out.scores.resize(out.positions.len(), 0.0);
-        let (positions, rebased) = (&out.positions, &mut self.rebased);
+        let (positions, rebased) = (&out.positions, &mut working.rebased);
         disk.score(group, g, positions, rebased, &mut out.scores);
         self.survivors.clear();
         self.survivors.extend_from_slice(&out.positions);
-        let buffers = &mut self.settling;
+        let buffers = &mut working.settling;
         settle(
             group.kernel,
             target,
@@ -137,17 +141,25 @@ impl Rescoring {
         }
         if group.scale > 0.0 && out.stats.selected < group.visible() {
             out.tail.sum = if group.tail_block > 0 {
-                self.add_unscored_blocks(pass, g, (tau, floor), out)
+                working.add_unscored_blocks(pass, g, (tau, floor), &self.survivors, out)
             } else {
-                let scored =
-                    self.settling
-                        .left_out(group.kernel, group.visible(), group.scale, out);
+                let settling = &working.settling;
+                let scored = settling.left_out(group.kernel, group.visible(), group.scale, out);
                 let reference = out.tail.reference;
                 let unscored = unscored(pass, g, tau, floor, reference);
                 tail::add(scored, unscored)
             };
         }
         Ok(())
+    }
+}
+
+impl Working {
+    pub(crate) fn memory_usage(&self) -> usize {
+        4 * (self.lower.capacity() + self.rebased.capacity())
+            + self.sums.memory_usage()
+            + 8 * self.bitmap.capacity()
+            + self.settling.memory_usage()
     }
 
     /// What [`unscored`] and [`Settling::left_out`] bound, by blocks. Returns all of it.
@@ -156,6 +168,7 @@ impl Rescoring {
         pass: Pass<'_>,
         g: usize,
         (tau, floor): (f32, f32),
+        survivors: &[u32],
         out: &mut Selection,
     ) -> f64 {
         let group = pass.group;
@@ -172,7 +185,7 @@ impl Rescoring {
             let bounded = sums.add_bounded(found, floor, (block_keys, pass.apart), weighing);
             unblocked = tail::add(unblocked, bounded);
         }
-        let (survivors, scores) = (&self.survivors, self.settling.scores());
+        let scores = self.settling.scores();
         let position = |place: usize| survivors[place];
         sums.add_scored(position, scores, &out.positions, block_keys, weighing);
         sums.weigh(weighing);
