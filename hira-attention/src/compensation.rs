@@ -168,7 +168,7 @@ impl CompensationScratch {
     /// Adds the weighted sum of the rows' values to `out`, and leaves the sum of the values of those rows in `near` that are near to the threshold, a
     /// key at which weighs `limit`. Returns how many those are.
     ///
-    /// With a pass of their own for the near rows, read a second time or left out of the first, a step of 160 us (9 queries, Zen 5) takes 1 to 4 us longer.
+    /// With a pass of their own for the near rows, read a second time or left out of the first, a step of 160 us (9 queries, Zen 5) takes 1 to 5 us longer.
     fn attend_near(
         &mut self,
         step: &CompensatedStep<'_>,

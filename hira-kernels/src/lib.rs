@@ -15,7 +15,8 @@
 //!   proven upper bound for each tile of them.
 //! * [`Kernel::exp_weights_into`], [`Kernel::weighted_sum_into`], [`SoftmaxState`]: the softmax that follows.
 //! * [`MassBounds`]: the softmax mass that is proven on either side of a threshold.
-//! * [`Team`]: the threads that share the work of one call.
+//! * [`BlockTail`], [`BlockWeights`]: the softmax mass of the keys that are left out, by blocks, and what stands for it.
+//! * [`Team`], [`Spares`]: the threads that share the work of one call, and the buffers that their tasks share.
 //!
 //! # Numerics
 //!

@@ -152,7 +152,7 @@ impl HalfspaceSearcher {
 
     /// Searches the `visible` positions (a number: the first so many; a range: those) for the queries that share one KV head: one scan serves them all.
     ///
-    /// `out[g]` is overwritten, its memory reused: nothing is allocated once `scratch` and `out` have seen such a search. With
+    /// `out[g]` is overwritten, its memory reused: nothing is allocated once `scratch` and `out` have seen such a search on as many threads. With
     /// `scale > 0` the tail of every selection is bounded too; see [`Tail`](crate::Tail). On an error `out` is left as it was.
     ///
     /// # Shapes
