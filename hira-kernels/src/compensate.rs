@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::kernel::dispatch;
-use crate::{Kernel, TILE};
+use crate::{Kernel, TILE, lanes};
 
 /// Most blocks that are weighed together.
 pub const WEIGHED_BLOCKS: usize = 128;
@@ -59,7 +59,7 @@ pub struct BlockFactors {
 
 /// Sums of the [`BlockWeights`] of the same names.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct BlockSums {
+pub struct BlockTotals {
     /// Of the lower ends.
     pub lowest: f64,
     /// Of the upper ends.
@@ -106,7 +106,7 @@ impl Kernel {
     /// # Panics
     ///
     /// If `here` reaches past [`WEIGHED_BLOCKS`].
-    pub fn sum_blocks(self, weights: &BlockWeights, here: Range<usize>) -> BlockSums {
+    pub fn sum_blocks(self, weights: &BlockWeights, here: Range<usize>) -> BlockTotals {
         dispatch!(self, sum_blocks(weights, here))
     }
 
@@ -171,8 +171,8 @@ pub(crate) fn weigh_blocks(
 }
 
 #[inline(always)]
-pub(crate) fn sum_blocks(weights: &BlockWeights, here: Range<usize>) -> BlockSums {
-    BlockSums {
+pub(crate) fn sum_blocks(weights: &BlockWeights, here: Range<usize>) -> BlockTotals {
+    BlockTotals {
         lowest: wide_sum(&weights.lowest[here.clone()]),
         highest: wide_sum(&weights.highest[here.clone()]),
         estimates: wide_sum(&weights.estimates[here.clone()]),
@@ -192,15 +192,7 @@ fn wide_sum(values: &[f32]) -> f64 {
     for (lane, &value) in lanes.iter_mut().zip(rest) {
         *lane += f64::from(value);
     }
-    tree(lanes)
-}
-
-/// `lanes::tree_f64` without a loop: a register's halves need not pass through memory.
-#[inline(always)]
-fn tree(lanes: [f64; TILE]) -> f64 {
-    let eight: [f64; 8] = std::array::from_fn(|l| lanes[l] + lanes[l + 8]);
-    let four: [f64; 4] = std::array::from_fn(|l| eight[l] + eight[l + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
+    lanes::tree_f64(lanes)
 }
 
 #[inline(always)]
@@ -217,7 +209,7 @@ pub(crate) fn sum_of_products(a: [&[f32]; 2], b: [&[f32]; 2]) -> f64 {
     for (l, lane) in lanes[..rest0.len()].iter_mut().enumerate() {
         *lane += f64::from(rest0[l] * last0[l] + rest1[l] * last1[l]);
     }
-    tree(lanes)
+    lanes::tree_f64(lanes)
 }
 
 #[inline(always)]

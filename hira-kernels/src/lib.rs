@@ -98,7 +98,7 @@ mod avx512;
 mod portable;
 
 pub use batch::RowBatch;
-pub use compensate::{BlockFactors, BlockSums, BlockWeights, WEIGHED_BLOCKS};
+pub use compensate::{BlockFactors, BlockTotals, BlockWeights, WEIGHED_BLOCKS};
 pub use disk_rows::DiskRows;
 pub use error::KernelError;
 pub use kernel::Kernel;

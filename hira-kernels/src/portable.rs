@@ -51,7 +51,7 @@ macro_rules! portable_methods {
             fn sum_blocks(
                 weights: &crate::BlockWeights,
                 here: std::ops::Range<usize>,
-            ) -> crate::BlockSums = crate::compensate::sum_blocks;
+            ) -> crate::BlockTotals = crate::compensate::sum_blocks;
             fn sum_of_products(a: [&[f32]; 2], b: [&[f32]; 2]) -> f64 = crate::compensate::sum_of_products;
             fn flags_within(
                 values: &[f32],

@@ -203,7 +203,5 @@ fn largest(values: &[f32]) -> f32 {
             *lane = larger(*lane, value);
         }
     }
-    let [low, high] = [&lanes[..TILE / 2], &lanes[TILE / 2..]];
-    let of_halves = low.iter().zip(high).map(|(&a, &b)| larger(a, b));
-    of_halves.chain(rest.iter().copied()).fold(0.0, larger)
+    rest.iter().copied().fold(lanes::largest(lanes), larger)
 }
