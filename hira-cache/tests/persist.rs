@@ -515,7 +515,7 @@ fn another_model_layout_version_or_byte_order_is_named() {
         matches!(
             error,
             PersistError::Version {
-                expected: 1,
+                expected: 2,
                 found: 7,
                 ..
             }

@@ -16,8 +16,21 @@ const WEIGHT_DOWN: f32 = 0.999_75;
 const SUM_UP: f64 = 1.000_005;
 const SUM_DOWN: f64 = 0.999_995;
 
-/// Thresholds that [`MassBounds::highest`] tries at most: every third of them halves the range.
-const MAX_TRIALS: usize = 90;
+/// Thresholds that [`MassBounds::highest`] tries in one pass over the keys: as many pairs of sums as AVX-512 has registers for.
+const TRIALS: usize = 8;
+
+/// Passes at most: every third divides what is left of the range by nine, so twelve are enough for any shape of the excess.
+const MAX_PASSES: usize = 40;
+
+/// Where the thresholds of a pass lie that has no upper end yet, in logits above the lower one. From a guess that leaves room the way is one or two
+/// logits long.
+const RUNGS: [f32; TRIALS] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.375, 1.75, 2.5];
+
+/// How much farther the next such pass reaches.
+const FARTHER: f32 = 4.0;
+
+/// Thresholds around the expected one are this part of the range apart, or a step.
+const NARROWER: f32 = 32.0;
 
 /// Logarithms of an excess are cut to this: no line is drawn through infinities.
 const EXTREME: f64 = 40.0;
@@ -36,7 +49,7 @@ const EXTREME: f64 = 40.0;
 /// let mut keys = MassBounds::default();
 /// keys.push_scores(&[4.0, 3.0, 0.0]);
 /// keys.weigh(Kernel::best(), 1.0, 4.0);
-/// let split = keys.split(Kernel::best(), 3.0);
+/// let [split] = keys.splits(Kernel::best(), [3.0]);
 /// assert!(split.dropped >= (-4.0f64).exp() && split.dropped < 1.001 * (-4.0f64).exp());
 /// assert!(split.kept <= 1.0 + (-1.0f64).exp());
 /// // The highest threshold that keeps nine tenths of the mass is the second score.
@@ -105,8 +118,9 @@ impl MassBounds {
     }
 
     /// The largest upper bound; `-inf` if there is no key.
-    pub fn largest(&self) -> f32 {
-        self.upper.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    pub fn largest(&self, kernel: Kernel) -> f32 {
+        let [_, largest] = kernel.extremes(&self.upper);
+        largest
     }
 
     /// Bytes held.
@@ -119,16 +133,16 @@ impl MassBounds {
     ///
     /// # Panics
     ///
-    /// If an upper bound exceeds `reference` (or is NaN), or `scale` is negative or not finite.
+    /// If an upper bound exceeds `reference`, or `scale` is negative or not finite.
     pub fn weigh(&mut self, kernel: Kernel, scale: f32, reference: f32) {
-        assert!(self.upper.iter().all(|&upper| upper <= reference));
+        assert!(self.largest(kernel) <= reference, "no larger bound");
         assert!(scale >= 0.0 && scale.is_finite(), "a scale");
         (self.reference, self.scale) = (reference, scale);
+        let exponent = self.exponent();
         let bounds = [&self.lower, &self.upper];
         for ((weights, bounds), up) in self.weights.iter_mut().zip(bounds).zip([false, true]) {
             weights.clear();
             weights.resize(bounds.len(), 0.0);
-            let exponent = scale * std::f32::consts::LOG2_E;
             dispatch!(
                 kernel,
                 mass_weights(bounds, reference, exponent, up, weights)
@@ -136,38 +150,54 @@ impl MassBounds {
         }
     }
 
-    /// The mass below and above `tau`. Keys that may lie on either side count as dropped, with no more than the weight of a key at `tau`.
+    /// Of a power of two: its argument for each score above the reference.
+    fn exponent(&self) -> f32 {
+        self.scale * std::f32::consts::LOG2_E
+    }
+
+    /// The mass below and above each of `taus`. Keys that may lie on either side count as dropped, with no more than the weight of a key at
+    /// that threshold.
     ///
     /// # Numerics
     ///
     /// `dropped` is at most `1 + 2e-4` times what exact arithmetic makes of the bounds, plus `2^-124` a key; `kept` at least `1 - 3e-4`
-    /// times, less as much.
+    /// times, less as much. The same bits on every kernel, whatever the other thresholds.
     ///
     /// # Complexity
     ///
-    /// O(keys): four values a key, in registers.
+    /// O(keys N): one pass over three values a key, in registers.
     ///
     /// # Panics
     ///
     /// If keys were pushed since the last [`weigh`](Self::weigh).
-    pub fn split(&self, kernel: Kernel, tau: f32) -> MassSplit {
+    pub fn splits<const N: usize>(&self, kernel: Kernel, taus: [f32; N]) -> [MassSplit; N] {
         let [low, high] = &self.weights;
         assert!(
             low.len() == self.lower.len() && high.len() == self.lower.len(),
             "weighed"
         );
-        // What a key below `tau` can weigh.
-        let at_tau = if tau < self.reference {
-            let y = (tau - self.reference) * (self.scale * std::f32::consts::LOG2_E);
-            exp2_up(y) * WEIGHT_UP
-        } else {
-            f32::INFINITY
+        let keys = Weighed {
+            lower: &self.lower,
+            low,
+            high,
         };
-        let [dropped, kept] = dispatch!(kernel, mass_split(&self.lower, low, high, tau, at_tau));
-        MassSplit {
+        // What a key below a threshold can weigh.
+        let (reference, exponent) = (self.reference, self.exponent());
+        let mut at_taus = [0.0; N];
+        dispatch!(
+            kernel,
+            mass_weights(&taus, reference, exponent, true, &mut at_taus)
+        );
+        for (at_tau, tau) in at_taus.iter_mut().zip(taus) {
+            if tau >= reference {
+                *at_tau = f32::INFINITY;
+            }
+        }
+        let sums: [[f64; 2]; N] = dispatch!(kernel, mass_splits(keys, taus, at_taus));
+        sums.map(|[dropped, kept]| MassSplit {
             dropped: dropped * SUM_UP,
             kept: kept * SUM_DOWN,
-        }
+        })
     }
 
     /// The highest threshold from `from` up to the largest upper bound at which `excess` is at most 1, to within `step` (in logits).
@@ -177,8 +207,8 @@ impl MassBounds {
     ///
     /// # Complexity
     ///
-    /// A few splits, since the logarithm of the excess is nearly straight: steps along its slope until a threshold drops too much, then the
-    /// line between the ends of what is left (regula falsi), kept away from both.
+    /// A few passes of eight thresholds each: upwards until one drops too much, then around the place where the line through the logarithms of the
+    /// excess at both ends of what is left crosses 0 (regula falsi), since that is nearly straight.
     pub fn highest(
         &self,
         kernel: Kernel,
@@ -186,57 +216,103 @@ impl MassBounds {
         step: f32,
         excess: impl Fn(MassSplit) -> f64,
     ) -> MassCut {
-        // Nothing is dropped from the least lower bound downwards, so that is where to start from.
-        let least = self.lower.iter().copied().fold(f32::INFINITY, f32::min);
-        let at = |tau: f32| excess(self.split(kernel, tau));
         if self.is_empty() {
             return MassCut {
                 tau: None,
                 first: f64::NAN,
             };
         }
-        let (mut low, mut high) = (from.max(least), self.largest());
-        let first = at(low);
-        let cut = |tau| MassCut { tau, first };
-        if first.is_nan() || first > 1.0 {
-            return cut(None);
-        }
-        // Logarithms of the excess, within what a line can use; none at the upper end until a threshold drops too much.
+        let top = self.largest(kernel);
+        // Nothing is dropped from the least lower bound downwards.
+        let [least, _] = kernel.extremes(&self.lower);
+        let mut low = from.max(least);
+        // Logarithms of the excess, within what a line can use.
         let log = |excess: f64| excess.ln().clamp(-EXTREME, EXTREME) as f32;
-        let (mut below, mut above): (f32, Option<f32>) = (log(first), None);
-        // Logits of the excess a score: at first as if all that is dropped weighed as much as a key at the threshold.
-        let mut slope = self.scale;
-        let mut step = step / self.scale;
-        for trial in 0..MAX_TRIALS {
-            let width = high - low;
-            if width <= step && above.is_some() {
-                break;
-            }
-            let middle = match above {
-                // Every third trial halves, so that no shape of the excess makes this long.
-                Some(_) if trial % 3 == 2 => low + width * 0.5,
-                Some(above) => low + width * (-below / (above - below)).clamp(0.02, 0.98),
-                None => {
-                    let further = (low + step.max(-below / slope)).min(high);
-                    step *= 1.5;
-                    further
+        let (mut first, mut below) = (f64::NAN, 0.0);
+        let mut above: Option<(f32, f32)> = None;
+        let (step, mut reach) = (step / self.scale, 1.0 / self.scale);
+        for pass in 0..MAX_PASSES {
+            let taus = match above {
+                None => RUNGS.map(|rung| {
+                    if rung == 0.0 {
+                        low
+                    } else {
+                        top.min(low + rung * reach)
+                    }
+                }),
+                Some((high, _)) if pass % 3 == 2 => {
+                    let part = (high - low) / (TRIALS + 1) as f32;
+                    std::array::from_fn(|i| low + part * (i + 1) as f32)
+                }
+                Some((high, above)) => {
+                    let width = high - low;
+                    let middle = low + width * (-below / (above - below));
+                    let apart = step.max(width / NARROWER);
+                    let from = middle - apart * (TRIALS - 1) as f32 / 2.0;
+                    std::array::from_fn(|i| (from + apart * i as f32).clamp(low, high))
                 }
             };
-            if middle <= low || above.is_some() && middle >= high {
+            let splits = self.splits(kernel, taus);
+            if pass == 0 {
+                first = excess(splits[0]);
+                if first.is_nan() || first > 1.0 {
+                    return MassCut { tau: None, first };
+                }
+            }
+            // By halves: one that drops too much, or none, behind one that does not.
+            let (mut enough, mut end) = (0, TRIALS);
+            while enough < end {
+                let middle = (enough + end) / 2;
+                if excess(splits[middle]) <= 1.0 {
+                    enough = middle + 1;
+                } else {
+                    end = middle;
+                }
+            }
+            let before = (low, above.map(|(high, _)| high));
+            if let Some(last) = enough.checked_sub(1) {
+                (low, below) = (taus[last], log(excess(splits[last])));
+            }
+            if enough < TRIALS {
+                above = Some((taus[enough], log(excess(splits[enough]))));
+            }
+            let after = (low, above.map(|(high, _)| high));
+            let done = match after {
+                // No more than a step apart, or nothing in between.
+                (low, Some(high)) => high - low <= step || before == after,
+                (low, None) => low >= top,
+            };
+            if done {
                 break;
             }
-            let there = at(middle);
-            if there <= 1.0 {
-                slope = ((log(there) - below) / (middle - low)).max(0.25 * self.scale);
-                (low, below) = (middle, log(there));
-                if low == high {
-                    break;
-                }
-            } else {
-                (high, above) = (middle, Some(log(there)));
-            }
+            reach *= FARTHER;
         }
-        cut(Some(low))
+        MassCut {
+            tau: Some(low),
+            first,
+        }
+    }
+}
+
+/// Keys as [`MassBounds`] weighs them.
+#[derive(Clone, Copy)]
+pub(crate) struct Weighed<'a> {
+    pub(crate) lower: &'a [f32],
+    /// At most the weight of each key.
+    pub(crate) low: &'a [f32],
+    /// At least.
+    pub(crate) high: &'a [f32],
+}
+
+impl<'a> Weighed<'a> {
+    /// Blocks of as many keys as a lane adds up in `f32`.
+    pub(crate) fn blocks(self) -> impl Iterator<Item = Weighed<'a>> {
+        const BLOCK: usize = BLOCK_TILES * TILE;
+        let lower = self.lower.chunks(BLOCK);
+        let both = self.low.chunks(BLOCK).zip(self.high.chunks(BLOCK));
+        lower
+            .zip(both)
+            .map(|(lower, (low, high))| Weighed { lower, low, high })
     }
 }
 
@@ -262,46 +338,37 @@ pub(crate) fn mass_weights(
     }
 }
 
-/// The body of every kernel's `mass_split`: sums of `min(high, at_tau)` where `lower < tau`, and of `low` elsewhere.
-#[inline(always)]
-pub(crate) fn mass_split(
-    lower: &[f32],
-    low: &[f32],
-    high: &[f32],
-    tau: f32,
-    at_tau: f32,
-) -> [f64; 2] {
-    let mut sums = [0.0; 2];
-    const BLOCK: usize = BLOCK_TILES * TILE;
-    let blocks = lower
-        .chunks(BLOCK)
-        .zip(low.chunks(BLOCK))
-        .zip(high.chunks(BLOCK));
-    for ((lower, low), high) in blocks {
-        let (mut dropped, mut kept) = ([0.0f32; TILE], [0.0f32; TILE]);
-        let mut add = |l: usize, lower: f32, low: f32, high: f32| {
-            let high = if high < at_tau { high } else { at_tau };
-            dropped[l] += if lower < tau { high } else { 0.0 };
-            kept[l] += if lower < tau { 0.0 } else { low };
-        };
-        let (lower, lower_rest) = lower.as_chunks::<TILE>();
-        let (low, low_rest) = low.as_chunks::<TILE>();
-        let (high, high_rest) = high.as_chunks::<TILE>();
-        for ((lower, low), high) in lower.iter().zip(low).zip(high) {
-            for l in 0..TILE {
-                add(l, lower[l], low[l], high[l]);
+/// The portable form, which says what the vector kernels compute: for each threshold the sums of `min(high, at_tau)` where `lower < tau`, and of
+/// `low` elsewhere, each in sixteen lanes a block.
+pub(crate) fn mass_splits<const N: usize>(
+    keys: Weighed<'_>,
+    taus: [f32; N],
+    at_taus: [f32; N],
+) -> [[f64; 2]; N] {
+    let mut sums = [[0.0; 2]; N];
+    for block in keys.blocks() {
+        for ((sums, &tau), &at_tau) in sums.iter_mut().zip(&taus).zip(&at_taus) {
+            let (mut dropped, mut kept) = ([0.0f32; TILE], [0.0f32; TILE]);
+            let weights = block.low.iter().zip(block.high);
+            for (i, (&lower, (&low, &high))) in block.lower.iter().zip(weights).enumerate() {
+                if lower < tau {
+                    dropped[i % TILE] += if high < at_tau { high } else { at_tau };
+                } else {
+                    kept[i % TILE] += low;
+                }
             }
-        }
-        for (l, ((&lower, &low), &high)) in
-            lower_rest.iter().zip(low_rest).zip(high_rest).enumerate()
-        {
-            add(l, lower, low, high);
-        }
-        for (sum, terms) in sums.iter_mut().zip([dropped, kept]) {
-            *sum += lanes::tree_f64(terms.map(f64::from));
+            add_lanes(sums, [dropped, kept]);
         }
     }
     sums
+}
+
+/// Adds the lanes of one block to both sums.
+#[inline(always)]
+pub(crate) fn add_lanes(sums: &mut [f64; 2], lanes: [[f32; TILE]; 2]) {
+    for (sum, lanes) in sums.iter_mut().zip(lanes) {
+        *sum += lanes::tree_f64(lanes.map(f64::from));
+    }
 }
 
 #[cfg(test)]
@@ -335,7 +402,20 @@ mod tests {
                 let weight = |score: f32| {
                     (f64::from(scale) * (f64::from(score) - f64::from(reference))).exp()
                 };
-                for tau in [-30.0, -5.0, 0.0, 7.25, 19.0, reference] {
+                let taus = [-30.0, -5.0, 0.0, 7.25, 19.0, reference];
+                let splits = Kernel::available().map(|kernel| {
+                    let mut keys = MassBounds::default();
+                    keys.push_bounds(&lower, &upper);
+                    keys.weigh(kernel, scale, reference);
+                    let splits = keys.splits(kernel, taus);
+                    for (tau, split) in taus.into_iter().zip(splits) {
+                        assert_eq!(keys.splits(kernel, [tau]), [split]);
+                    }
+                    splits
+                });
+                let splits: Vec<[MassSplit; 6]> = splits.collect();
+                assert!(splits.iter().all(|&of_kernel| of_kernel == splits[0]));
+                for (tau, MassSplit { dropped, kept }) in taus.into_iter().zip(splits[0]) {
                     let mut exact = [0.0; 2];
                     for (&lower, &upper) in lower.iter().zip(&upper) {
                         if lower < tau {
@@ -344,17 +424,7 @@ mod tests {
                             exact[1] += weight(lower);
                         }
                     }
-                    let splits = Kernel::available().map(|kernel| {
-                        let mut keys = MassBounds::default();
-                        keys.push_bounds(&lower, &upper);
-                        keys.weigh(kernel, scale, reference);
-                        keys.split(kernel, tau)
-                    });
-                    let splits: Vec<MassSplit> = splits.collect();
-                    let first = splits[0];
-                    assert!(splits.iter().all(|&split| split == first));
                     let tiny = count as f64 * f64::exp2(-124.0);
-                    let MassSplit { dropped, kept } = first;
                     assert!(dropped >= exact[0] && dropped <= exact[0] * 1.0002 + tiny);
                     assert!(kept <= exact[1] && kept >= exact[1] * 0.9997 - tiny);
                 }
@@ -368,20 +438,34 @@ mod tests {
         let kernel = Kernel::best();
         let mut keys = MassBounds::default();
         keys.push_scores(&scores);
-        keys.weigh(kernel, 0.25, keys.largest());
+        keys.weigh(kernel, 0.25, keys.largest(kernel));
         for ratio in [1e-6, 0.01, 0.5, 1.0, 10.0] {
             let excess = |split: MassSplit| split.dropped / (ratio * split.kept);
             let MassCut { tau, first } = keys.highest(kernel, f32::NEG_INFINITY, 0.01, excess);
             let tau = tau.expect("nothing is dropped at the least score");
             assert_eq!(first, 0.0);
-            assert!(excess(keys.split(kernel, tau)) <= 1.0);
-            assert!(
-                excess(keys.split(kernel, tau + 0.05)) > 1.0,
-                "{ratio} {tau}"
-            );
+            let [here, above] = keys.splits(kernel, [tau, tau + 0.05]);
+            assert!(excess(here) <= 1.0 && excess(above) > 1.0, "{ratio} {tau}");
         }
         let never = keys.highest(kernel, 0.0, 0.01, |split| split.dropped * 1e9);
         assert!(never.tau.is_none() && never.first > 1.0);
+        // From far below, and where scores are so large that nothing lies between a score and a fraction of a logit more.
+        let half = |split: MassSplit| split.dropped / split.kept;
+        for magnify in [1.0, 1e6, 1e9] {
+            let scores: Vec<f32> = scores.iter().map(|score| magnify * score).collect();
+            let mut keys = MassBounds::default();
+            keys.push_scores(&scores);
+            keys.weigh(kernel, 1.0, keys.largest(kernel));
+            let cut = keys.highest(kernel, f32::MIN, 0.01, half);
+            let tau = cut.tau.expect("nothing is dropped at the lowest");
+            let [here, top] = keys.splits(kernel, [tau, keys.largest(kernel)]);
+            assert_eq!(cut.first, 0.0);
+            assert!(half(here) <= 1.0 && (half(top) > 1.0) == (magnify == 1.0));
+            assert!(
+                magnify == 1.0 || tau == keys.largest(kernel),
+                "{magnify} {tau}"
+            );
+        }
         let nothing = MassBounds::default().highest(kernel, 0.0, 0.01, |_| 0.0);
         assert_eq!(nothing.tau, None);
     }

@@ -40,6 +40,29 @@ impl Kernel {
         dispatch!(self, kth_largest(values, k))
     }
 
+    /// The least and the largest of `values`: `[inf, -inf]` if there are none. Of equal zeros either may be returned.
+    ///
+    /// # Panics
+    ///
+    /// If a value is NaN, in debug builds; otherwise the result is meaningless.
+    pub fn extremes(self, values: &[f32]) -> [f32; 2] {
+        debug_assert!(values.iter().all(|value| !value.is_nan()), "numbers");
+        dispatch!(self, extremes(values))
+    }
+
+    /// The least of `values` that is at least `limit`; `inf` if there is none. Of equal zeros either may be returned.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use hira_kernels::Kernel;
+    ///
+    /// assert_eq!(Kernel::best().least_at(&[3.0, 1.0, 2.0], 1.5), 2.0);
+    /// ```
+    pub fn least_at(self, values: &[f32], limit: f32) -> f32 {
+        dispatch!(self, least_at(values, limit))
+    }
+
     /// Writes the places of the values `within` limits, ascending, to the front of `places`, and returns how many there are. What else `places`
     /// holds is lost.
     ///
@@ -251,10 +274,25 @@ impl Values for Portable<'_> {
     }
 }
 
+impl<'a> Portable<'a> {
+    #[inline(always)]
+    fn new(values: &'a [f32]) -> Self {
+        let (blocks, rest) = values.as_chunks();
+        Self { blocks, rest }
+    }
+}
+
 #[inline(always)]
 pub(crate) fn kth_largest(values: &[f32], k: usize) -> f32 {
-    let (blocks, rest) = values.as_chunks();
-    select(&Portable { blocks, rest }, k)
+    select(&Portable::new(values), k)
+}
+
+pub(crate) fn extremes(values: &[f32]) -> [f32; 2] {
+    Portable::new(values).ends()
+}
+
+pub(crate) fn least_at(values: &[f32], limit: f32) -> f32 {
+    Portable::new(values).least(limit)
 }
 
 #[cfg(test)]
@@ -281,6 +319,11 @@ mod tests {
                 prop_assert_eq!(&places[..count], &expected[..], "{}", kernel.name());
                 let there = expected.iter().map(|&place| values[place as usize].to_bits());
                 prop_assert!(picked[..count].iter().map(|value| value.to_bits()).eq(there));
+                let values = &values[..];
+                let least = |least: f32| values.iter().copied().filter(|&value| value >= least).fold(f32::INFINITY, f32::min);
+                let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                prop_assert_eq!(kernel.extremes(values), [least(f32::NEG_INFINITY), largest]);
+                prop_assert_eq!(kernel.least_at(values, start), least(start));
             }
         }
     }

@@ -66,13 +66,6 @@ macro_rules! portable_methods {
                 up: bool,
                 weights: &mut [f32],
             ) = crate::mass::mass_weights;
-            fn mass_split(
-                lower: &[f32],
-                low: &[f32],
-                high: &[f32],
-                tau: f32,
-                at_tau: f32,
-            ) -> [f64; 2] = crate::mass::mass_split;
         }
     };
     (@each $features:literal; $(fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $portable:path;)*) => {

@@ -42,14 +42,8 @@ impl Sample {
     /// two standard deviations, `2 sqrt(x)`, but neighbours in a tile are alike: on captured keys at top-256 that guess was too
     /// high for 1 to 13 % of the queries, and this one for less than 1 %, with 100 candidates more.
     ///
-    /// A query by mass gets what [`mass::guess`] makes of both bounds, of the scores of the keys that it `kept` in the last step, and of a
-    /// margin that the last guesses left.
-    pub(crate) fn estimate<'k>(
-        &mut self,
-        scan: &Scan<'_>,
-        kept: impl Fn(usize) -> (&'k [f32], f64),
-        taus: &mut [f32],
-    ) {
+    /// A query by mass gets what [`mass::guess`] makes of both bounds.
+    pub(crate) fn estimate(&mut self, scan: &Scan<'_>, taus: &mut [f32]) {
         let Group {
             index,
             kernel,
@@ -95,10 +89,10 @@ impl Sample {
         }
         for (g, bounds) in self.bounds.iter_mut().enumerate() {
             if let Target::Mass { ratio, .. } = targets[g]
+                && taus[g] == f32::NEG_INFINITY
                 && !bounds.is_empty()
             {
-                let share = visible as f64 / bounds.len() as f64;
-                taus[g] = mass::guess(bounds, kernel, scale, share, kept(g), ratio);
+                taus[g] = mass::guess(bounds, kernel, scale, ratio);
             }
         }
         for ((values, tau), target) in self.values.iter_mut().zip(taus).zip(targets) {

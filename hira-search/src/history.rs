@@ -1,10 +1,12 @@
 //! What a head's searches leave for the next one: counts for the cost model, and keys for the first threshold.
 
 mod bytes;
+mod level;
 
 use std::ops::Range;
 
 use crate::plan::MAX_COARSE;
+pub(crate) use level::{Level, MassLevel};
 
 /// Exactly scored keys for each one wanted, before any were measured: 1.3 on captured keys at top-256.
 const SURVIVORS: f64 = 1.3;
@@ -15,11 +17,6 @@ const REMEMBERED: usize = 3;
 /// A first threshold from the keys of the previous step is used while it leaves at most this many candidates for each key wanted. A
 /// sample of the sketch leaves about 2 and costs as much.
 const MAX_CANDIDATES: f64 = 3.0;
-/// Margin of the first guess of a threshold by mass, before any was measured.
-const MASS_MARGIN: f64 = 2.0;
-/// What a guess aims to drop, of what may be: on captured keys 1 to 5 % of the guesses are too high then, and cost a second scan; at 0.8 it is a
-/// fifth. What is aimed lower leaves more candidates, not more keys to score.
-const MASS_AIM: f64 = 0.4;
 /// Searches between two tries of what did not pay.
 const RETRY: u32 = 32;
 
@@ -48,8 +45,8 @@ pub struct SearchHistory {
     warm_candidates: f64,
     /// Searches since `previous` gave a first threshold.
     since_warm: u32,
-    /// For each query of the group, by how much a sampled tail is taken larger when a threshold by mass is guessed.
-    mass_margins: Vec<f64>,
+    /// For each query of the group, where its thresholds by mass lie.
+    mass_levels: Vec<Option<MassLevel>>,
 }
 
 impl Default for SearchHistory {
@@ -64,7 +61,7 @@ impl Default for SearchHistory {
             previous: Vec::new(),
             warm_candidates: 0.0,
             since_warm: 0,
-            mass_margins: Vec::new(),
+            mass_levels: Vec::new(),
         }
     }
 }
@@ -78,7 +75,7 @@ impl SearchHistory {
         let positions: usize = self.previous.iter().map(Vec::capacity).sum();
         4 * positions
             + self.previous.capacity() * size_of::<Vec<u32>>()
-            + self.mass_margins.capacity() * size_of::<f64>()
+            + self.mass_levels.capacity() * size_of::<Option<MassLevel>>()
     }
 
     /// Forgets the keys of the last search: for queries that are not the next step of the same heads.
@@ -177,23 +174,23 @@ impl SearchHistory {
         }
     }
 
-    /// By how much the sampled tail of query `g` is taken larger when its threshold is guessed.
-    pub(crate) fn mass_margin(&self, g: usize) -> f64 {
-        self.mass_margins
-            .get(g)
-            .map_or(MASS_MARGIN, |&margin| margin)
+    /// The level to guess for query `g` when the dropped mass may be `ratio` times the kept one; none before such a search was noted.
+    pub(crate) fn mass_level(&self, g: usize, ratio: f64) -> Option<Level> {
+        let level = self.mass_levels.get(g).copied().flatten()?;
+        (level.ratio == ratio).then(|| level.guess())
     }
 
-    /// Notes what was dropped at a guessed threshold over what may be. It would have been [`MASS_AIM`] with another margin: a quarter of the
-    /// way there (in logarithms), because the rest is this query's and not the next one's.
-    pub(crate) fn note_mass(&mut self, g: usize, excess: f64) {
-        if self.mass_margins.len() <= g {
-            self.mass_margins.resize(g + 1, MASS_MARGIN);
+    /// Notes at which level query `g` dropped how much over what may be.
+    pub(crate) fn note_mass(&mut self, g: usize, ratio: f64, at: Level, excess: f64) {
+        if !at.is_finite() || excess.is_nan() {
+            return;
         }
-        let wanted = (excess / MASS_AIM).powf(0.25);
-        if wanted.is_finite() && wanted > 0.0 {
-            let margin = self.mass_margins[g] * wanted;
-            self.mass_margins[g] = margin.clamp(0.25, 8.0);
+        if self.mass_levels.len() <= g {
+            self.mass_levels.resize(g + 1, None);
+        }
+        match &mut self.mass_levels[g] {
+            Some(level) if level.ratio == ratio => level.note(at, excess),
+            level => *level = Some(MassLevel::new(ratio, at, excess)),
         }
     }
 

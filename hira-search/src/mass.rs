@@ -5,8 +5,9 @@
 //! Let `S` be the weight of the keys that are kept and `T` that of the others, both relative to any one score. The share `T / (T + S)` is
 //! at most `eps` exactly where `T <= r S` with `r = eps / (1 - eps)`. So it is enough to compare an upper bound on `T` with a lower one on `S`.
 //!
-//! *First, a guess* `tau_0` ([`guess`]): the same comparison over a sample of the sketch, with the keys of the previous step for `S`. It only
-//! decides which keys become candidates, those with `upper >= tau_0`; of the others the scan sums an upper bound `T_0`.
+//! *First, a guess* `tau_0`: from the mass of the keys of the previous step ([`MassLevel`](crate::history::MassLevel)), or else the same comparison
+//! over a sample of the sketch ([`guess`]). It only decides which keys become candidates, those with `upper >= tau_0`; of the others the scan sums an
+//! upper bound `T_0`.
 //!
 //! *Then, from bounds* ([`MassRescoring::certify_bounds`]): for a threshold `tau >= tau_0` the keys below it weigh at most `T_0`, and
 //! `exp(min(upper, tau))` for each candidate with `lower < tau`; those that reach it weigh at least `exp(lower)` for each with `lower >= tau`.
@@ -34,6 +35,9 @@ const SCORES_STEP: f32 = 1.0 / 1024.0;
 /// Part of the allowed mass that is left to the caller: its own exponentials, and the difference between two upper bounds of one sum.
 const ALLOWANCE: f64 = 1.0 / 512.0;
 
+/// Times that a sampled tail is taken where there is nothing else to guess from.
+const MARGIN: f64 = 2.0;
+
 /// Guesses before every key becomes a candidate.
 const MAX_ATTEMPTS: u32 = 3;
 
@@ -48,8 +52,16 @@ pub(crate) fn ratio(dropped: f32) -> f64 {
 pub(crate) struct MassRescoring {
     /// Thresholds that were tried for this search.
     attempts: u32,
-    /// What was dropped at the first of them over what may be, if it was a guess.
-    guessed: Option<f64>,
+    /// The first of them, if it was a guess.
+    guessed: Option<Guess>,
+}
+
+/// A guessed threshold, and what came of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Guess {
+    pub(crate) tau: f32,
+    /// What was dropped there over what may be: more than 1 if it was too high.
+    pub(crate) excess: f64,
 }
 
 impl MassRescoring {
@@ -58,8 +70,8 @@ impl MassRescoring {
         (self.attempts, self.guessed) = (0, None);
     }
 
-    /// What was dropped at the guessed threshold over what may be: more than 1 if it was too high.
-    pub(crate) fn guessed(&self) -> Option<f64> {
+    /// The threshold that was guessed first.
+    pub(crate) fn guessed(&self) -> Option<Guess> {
         self.guessed
     }
 
@@ -88,13 +100,16 @@ impl MassRescoring {
         if keys.is_empty() {
             return Err(f32::NEG_INFINITY);
         }
-        let reference = keys.largest();
+        let reference = keys.largest(kernel);
         keys.weigh(kernel, scale, reference);
         // Without a threshold there is no tail, and the least lower bound is enough: such a scan is the last one.
         let tail = tail::rescale(tail, scale, tau, reference);
         let cut = keys.highest(kernel, tau, BOUNDS_STEP, |split| excess(split, tail, ratio));
         if self.attempts == 1 && tau > f32::NEG_INFINITY {
-            self.guessed = Some(cut.first);
+            self.guessed = Some(Guess {
+                tau,
+                excess: cut.first,
+            });
         }
         if let Some(tau) = cut.tau {
             return Ok(tau);
@@ -125,15 +140,14 @@ pub(crate) fn certify_scores(
 ) -> f32 {
     keys.clear();
     keys.push_scores(scores);
-    let reference = keys.largest();
+    let reference = keys.largest(kernel);
     keys.weigh(kernel, scale, reference);
     let tail = unscored(reference);
     let excess = |split| excess(split, tail, ratio);
     let tau = keys.highest(kernel, floor, SCORES_STEP, excess).tau;
     // Where `floor` itself is refused, by the last bits of sums that were enough with bounds: everything that reaches it.
     let tau = tau.unwrap_or(floor);
-    let reached = scores.iter().copied().filter(|&score| score >= tau);
-    reached.fold(f32::INFINITY, f32::min)
+    kernel.least_at(scores, tau)
 }
 
 /// What is dropped over what may be, rounded outward; 0 where nothing is dropped, whatever is kept, and infinite where nothing is kept.
@@ -150,36 +164,15 @@ fn excess(split: MassSplit, tail: f64, ratio: f64) -> f64 {
     }
 }
 
-/// A threshold to scan from, for a query with these bounds of every `stride`-th tile or so.
-///
-/// `sampled` bounds stand for `share` keys each. `kept` are scores of keys known to be among the best, if there are any: their weight is nearly
-/// that of all keys. The sampled tail is taken `margin` times. `-inf` where the sample does not say.
-pub(crate) fn guess(
-    keys: &mut MassBounds,
-    kernel: Kernel,
-    scale: f32,
-    share: f64,
-    (kept, margin): (&[f32], f64),
-    ratio: f64,
-) -> f32 {
-    let best = kept.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let reference = keys.largest().max(best);
+/// A threshold to scan from, for a query with these bounds of every `stride`-th tile or so, whatever share of all keys they are: it cancels out. The sampled tail is taken
+/// [`MARGIN`] times. `-inf` where the sample does not say.
+pub(crate) fn guess(keys: &mut MassBounds, kernel: Kernel, scale: f32, ratio: f64) -> f32 {
+    let reference = keys.largest(kernel);
     if reference == f32::NEG_INFINITY {
         return reference;
     }
     keys.weigh(kernel, scale, reference);
-    let known: f64 = kept
-        .iter()
-        .map(|&score| tail::weight(scale, score, reference))
-        .sum();
-    let excess = |split: MassSplit| {
-        let kept = if kept.is_empty() {
-            share * split.kept
-        } else {
-            known
-        };
-        margin * share * split.dropped / (ratio * kept)
-    };
+    let excess = |split: MassSplit| MARGIN * split.dropped / (ratio * split.kept);
     let cut = keys.highest(kernel, f32::NEG_INFINITY, GUESS_STEP, excess);
     cut.tau.unwrap_or(f32::NEG_INFINITY)
 }

@@ -19,7 +19,7 @@ use crate::settle::Target;
 use crate::survivors::{Narrowed, Pass, Rescan, Rescoring, Working};
 use crate::tree::Descent;
 use crate::visible::Visible;
-use crate::warm::WarmStart;
+use crate::warm::{WarmStart, log_sum_exp};
 
 /// Buffers that [`HalfspaceSearcher::search_group_with`](crate::HalfspaceSearcher::search_group_with) reuses, and what it remembers.
 ///
@@ -175,10 +175,27 @@ impl Scratch {
                 Target::AtLeast { .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
                 }
-                Target::Mass { .. } => {
+                Target::Mass { ratio, .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
-                    if let Some(excess) = rescoring.mass.guessed() {
-                        self.history.note_mass(g, excess);
+                    let known = self.warm.log_sum_exp(g);
+                    let guessed = rescoring.mass.guessed().zip(known);
+                    let measured = guessed.map(|(guess, mass)| {
+                        (
+                            f64::from(group.scale) * f64::from(guess.tau) - mass,
+                            guess.excess,
+                        )
+                    });
+                    let first = || {
+                        // As if the selection had been guessed.
+                        let mass = log_sum_exp(group.kernel, group.scale, &out.scores);
+                        (
+                            f64::from(group.scale) * f64::from(out.tail.reference) - mass,
+                            1.0,
+                        )
+                    };
+                    let is_first = self.history.mass_level(g, ratio).is_none();
+                    if let Some((at, excess)) = measured.or_else(|| is_first.then(first)) {
+                        self.history.note_mass(g, ratio, at, excess);
                     }
                     let selected = &out.positions;
                     self.history.remember(g, selected.len(), selected, selected);
@@ -215,7 +232,7 @@ impl Scratch {
     /// The thresholds that the first pass starts from.
     ///
     /// For a top-k rule: what the previous step's keys prove of the new query, else what the best clusters prove, else a guess from a
-    /// sample of the sketch. For a mass a guess from both the previous step's keys and a sample.
+    /// sample of the sketch. For a mass a guess from the previous step's keys, else from a sample.
     fn first_taus(&mut self, group: &Group<'_>, decision: Decision, team: &Team) {
         self.taus.clear();
         self.firsts.clear();
@@ -242,12 +259,7 @@ impl Scratch {
             self.work.bounds += self.best_first.opened as f64;
             note_raised(&self.taus, &mut self.firsts, FirstThreshold::BestFirst);
         }
-        if group.is_by_mass() {
-            self.warm.score(group, &self.history, team);
-        }
-        let (warm, history) = (&self.warm, &self.history);
-        let kept = |g| (warm.scores(g), history.mass_margin(g));
-        self.sample.estimate(&scan, kept, &mut self.taus);
+        self.sample.estimate(&scan, &mut self.taus);
         note_raised(&self.taus, &mut self.firsts, FirstThreshold::Sample);
     }
 

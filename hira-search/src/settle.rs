@@ -1,7 +1,7 @@
 //! The last step of every plan: from exactly scored keys to the selection and its tail.
 
 use hira_kernels::{Kernel, MassBounds};
-use hira_threshold::{Cut, select_at_least};
+use hira_threshold::Cut;
 
 use crate::blocks::CHUNK;
 use crate::mass;
@@ -144,7 +144,7 @@ pub(crate) fn settle(
         Target::Top { k, truncated } => (None, k, truncated),
     };
     if let Some(tau) = tau {
-        select_at_least(&mut out.positions, &mut out.scores, tau);
+        keep_at_least(kernel, tau, &mut out.positions, &mut out.scores);
         truncated = out.positions.len() > keep;
     }
     if out.positions.len() > keep {
@@ -172,6 +172,14 @@ pub(crate) fn settle(
 /// Keeps the `k` best of more keys than that, whose positions ascend: ties go to the lower position.
 fn keep_best(kernel: Kernel, k: usize, positions: &mut Vec<u32>, scores: &mut Vec<f32>) {
     let limit = kernel.kth_largest(scores, k);
+    keep_at_least(kernel, limit, positions, scores);
+    if positions.len() > k {
+        drop_last_ties(limit, positions.len() - k, positions, scores);
+    }
+}
+
+/// Keeps the keys that score at least `limit`, in their order.
+fn keep_at_least(kernel: Kernel, limit: f32, positions: &mut Vec<u32>, scores: &mut Vec<f32>) {
     let (mut places, mut kept) = ([0; CHUNK], 0);
     for first in (0..scores.len()).step_by(CHUNK) {
         let values = &scores[first..scores.len().min(first + CHUNK)];
@@ -186,9 +194,6 @@ fn keep_best(kernel: Kernel, k: usize, positions: &mut Vec<u32>, scores: &mut Ve
     }
     positions.truncate(kept);
     scores.truncate(kept);
-    if kept > k {
-        drop_last_ties(limit, kept - k, positions, scores);
-    }
 }
 
 /// Drops the `count` last of the keys that score `limit`.

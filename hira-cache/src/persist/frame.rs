@@ -5,7 +5,7 @@ use std::path::Path;
 use super::PersistError;
 
 /// The version of the format. Another one is refused.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Four different bytes: read on a machine of the other order they are reversed.
 const MARKER: u32 = 0x0a0b_0c0d;

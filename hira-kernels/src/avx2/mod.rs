@@ -8,6 +8,7 @@
     reason = "one index names a query, half or strip in several arrays of registers"
 )]
 
+mod mass;
 mod order;
 pub(crate) mod product;
 mod scan;
@@ -28,6 +29,26 @@ impl Avx2 {
     pub(crate) fn kth_largest(self, values: &[f32], k: usize) -> f32 {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { order::kth_largest(values, k) }
+    }
+
+    pub(crate) fn extremes(self, values: &[f32]) -> [f32; 2] {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::extremes(values) }
+    }
+
+    pub(crate) fn least_at(self, values: &[f32], limit: f32) -> f32 {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::least_at(values, limit) }
+    }
+
+    pub(crate) fn mass_splits<const N: usize>(
+        self,
+        keys: crate::mass::Weighed<'_>,
+        taus: [f32; N],
+        at_taus: [f32; N],
+    ) -> [[f64; 2]; N] {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { mass::splits(keys, taus, at_taus) }
     }
 
     /// No wider: there is no instruction that compresses lanes.

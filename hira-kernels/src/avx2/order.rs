@@ -12,10 +12,25 @@ struct Registers<'a> {
     rest: &'a [f32],
 }
 
+#[inline]
+fn registers(values: &[f32]) -> Registers<'_> {
+    let (blocks, rest) = values.as_chunks();
+    Registers { blocks, rest }
+}
+
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn kth_largest(values: &[f32], k: usize) -> f32 {
-    let (blocks, rest) = values.as_chunks();
-    select(&Registers { blocks, rest }, k)
+    select(&registers(values), k)
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn extremes(values: &[f32]) -> [f32; 2] {
+    registers(values).ends()
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn least_at(values: &[f32], limit: f32) -> f32 {
+    registers(values).least(limit)
 }
 
 #[inline]

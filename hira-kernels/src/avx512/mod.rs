@@ -10,6 +10,7 @@
 
 mod ahead;
 mod ceiling;
+mod mass;
 mod order;
 mod product;
 mod scan;
@@ -30,6 +31,26 @@ impl Avx512 {
     pub(crate) fn kth_largest(self, values: &[f32], k: usize) -> f32 {
         // SAFETY: the token proves that this machine has the target features of the function.
         unsafe { order::kth_largest(values, k) }
+    }
+
+    pub(crate) fn extremes(self, values: &[f32]) -> [f32; 2] {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::extremes(values) }
+    }
+
+    pub(crate) fn least_at(self, values: &[f32], limit: f32) -> f32 {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { order::least_at(values, limit) }
+    }
+
+    pub(crate) fn mass_splits<const N: usize>(
+        self,
+        keys: crate::mass::Weighed<'_>,
+        taus: [f32; N],
+        at_taus: [f32; N],
+    ) -> [[f64; 2]; N] {
+        // SAFETY: the token proves that this machine has the target features of the function.
+        unsafe { mass::splits(keys, taus, at_taus) }
     }
 
     pub(crate) fn places_within(

@@ -13,17 +13,31 @@ struct Registers<'a> {
     len: usize,
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
-pub(super) fn kth_largest(values: &[f32], k: usize) -> f32 {
+#[inline]
+fn registers(values: &[f32]) -> Registers<'_> {
     let (blocks, rest) = values.as_chunks();
     let mut padded = [f32::NEG_INFINITY; TILE];
     padded[..rest.len()].copy_from_slice(rest);
-    let values = Registers {
+    Registers {
         blocks,
         rest: padded,
         len: rest.len(),
-    };
-    select(&values, k)
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
+pub(super) fn kth_largest(values: &[f32], k: usize) -> f32 {
+    select(&registers(values), k)
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(super) fn extremes(values: &[f32]) -> [f32; 2] {
+    registers(values).ends()
+}
+
+#[target_feature(enable = "avx512f")]
+pub(super) fn least_at(values: &[f32], limit: f32) -> f32 {
+    registers(values).least(limit)
 }
 
 #[target_feature(enable = "avx512f,popcnt")]

@@ -1,6 +1,6 @@
 //! What searches remember, as bytes: for caches that are saved.
 
-use super::SearchHistory;
+use super::{MassLevel, SearchHistory};
 
 impl SearchHistory {
     /// Appends what is remembered to `out`, in the byte order of this machine.
@@ -24,9 +24,14 @@ impl SearchHistory {
             put(positions.len() as u32);
             positions.iter().copied().for_each(&mut put);
         }
-        put(self.mass_margins.len() as u32);
-        for margin in &self.mass_margins {
-            out.extend_from_slice(&margin.to_bits().to_ne_bytes());
+        put(self.mass_levels.len() as u32);
+        for level in &self.mass_levels {
+            // A ratio is never NaN: that is no level.
+            let none = [f64::NAN; 3];
+            let known = |level: MassLevel| [level.ratio, level.mean, level.deviation];
+            for float in level.map_or(none, known) {
+                out.extend_from_slice(&float.to_bits().to_ne_bytes());
+            }
         }
     }
 
@@ -52,7 +57,14 @@ impl SearchHistory {
             history.previous.push(positions);
         }
         for _ in 0..from.number()? {
-            history.mass_margins.push(from.float()?);
+            let [ratio, mean, deviation] = [from.float()?, from.float()?, from.float()?];
+            history
+                .mass_levels
+                .push((!ratio.is_nan()).then_some(MassLevel {
+                    ratio,
+                    mean,
+                    deviation,
+                }));
         }
         from.bytes.is_empty().then_some(history)
     }
@@ -99,7 +111,7 @@ mod tests {
         history.note_scored(1.7);
         history.note_survivors(0.3);
         history.note_warm(Some(0.1));
-        history.note_mass(1, 0.7);
+        history.note_mass(1, 0.01, -5.0, 0.7);
         history.note_product(100, 30);
         history.note_descent(&[(10, 3), (20, 7)], true);
         let mut bytes = Vec::new();
