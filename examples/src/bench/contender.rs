@@ -9,6 +9,7 @@ use hira_attention::{
     AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraBackend, PlanPolicy,
 };
 use hira_cache::HiraCache;
+use hira_threshold::ThresholdRule;
 
 use super::Problem;
 
@@ -118,10 +119,11 @@ pub(super) fn engine<'a, B: HiraBackend>(
             true => "dense".to_owned(),
             false => config.rule()?.to_string(),
         },
-        scope: match (dense, config.tail_compensation) {
-            (true, _) => Scope::Visible,
-            (false, true) => Scope::Certified,
-            (false, false) => Scope::Selected(number),
+        scope: match (dense, config.tail_compensation, config.rule()?) {
+            (true, ..) => Scope::Visible,
+            // How many keys a share of the mass takes depends on what was proven on the way.
+            (false, true, _) | (false, false, ThresholdRule::Mass { .. }) => Scope::Certified,
+            (false, false, _) => Scope::Selected(number),
         },
         call: Box::new(move |layer, row| {
             let (q, k, v) = step::<B>(problem, row, device);

@@ -90,6 +90,8 @@ pub struct Scenario {
     pub warm: bool,
     /// Rules of the sparse contenders.
     pub rules: Vec<ThresholdRule>,
+    /// Whether one more of them keeps the mass that takes as many keys as the first rule, the best so many.
+    pub by_mass: bool,
     /// Whether it belongs to the short run too.
     pub quick: bool,
     /// Whether its rows are written for other programs.
@@ -163,6 +165,7 @@ impl Scenario {
             precision: Precision::F32,
             warm: false,
             rules: vec![TOP_256, TOP_64, TOP_2_PERCENT],
+            by_mass: false,
             quick: false,
             peers: false,
         }
@@ -185,6 +188,13 @@ impl Scenario {
     fn only_top_256(self) -> Self {
         Self {
             rules: vec![TOP_256],
+            ..self
+        }
+    }
+
+    fn and_by_mass(self) -> Self {
+        Self {
+            by_mass: true,
             ..self
         }
     }
@@ -221,11 +231,20 @@ pub fn all() -> Vec<Scenario> {
     }
     list.push(step(SmolLm2, layer, 4096));
     for len in [512, 2048, CAPTURED] {
-        list.push(step(SmolLm2, layer, len).quick().peers());
+        let scenario = step(SmolLm2, layer, len).quick().peers();
+        list.push(match len {
+            CAPTURED => scenario.and_by_mass(),
+            _ => scenario,
+        });
         list.push(step(SmolLm2, layer, len).only_top_256().warm());
     }
     for other in [0, 3, 26] {
-        list.push(step(SmolLm2, Data::Layer(other), CAPTURED).only_top_256());
+        let scenario = step(SmolLm2, Data::Layer(other), CAPTURED).only_top_256();
+        list.push(Scenario {
+            // layer 0 is flat: dense whatever the rule
+            by_mass: other > 0,
+            ..scenario
+        });
     }
     // the same context once more, generated: what the generator changes
     list.push(step(SmolLm2, generated, CAPTURED));

@@ -7,6 +7,7 @@ use hira_threshold::ThresholdRule;
 use super::{
     Answers, Contender, ContenderError, Data, Outcome, Problem, Scenario, Scope, Spread, Turns,
     contender::{burn_attention, burn_operations, engine, filled, layers},
+    oracle::mass_of_best,
     projection::Projection,
 };
 
@@ -42,10 +43,15 @@ pub fn measure_step<B: HiraBackend>(
     device: &B::Device,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<Outcome>, ContenderError> {
-    let mut configs: Vec<_> = scenario
-        .rules
-        .iter()
-        .map(|&rule| config(scenario, rule))
+    let mut rules = scenario.rules.clone();
+    if let (true, Some(&ThresholdRule::TopK { k })) = (scenario.by_mass, rules.first()) {
+        rules.push(ThresholdRule::Mass {
+            mass: mass_of_best(problem, k),
+        });
+    }
+    let mut configs: Vec<_> = rules
+        .into_iter()
+        .map(|rule| config(scenario, rule))
         .collect();
     let plain = |config: &HiraAttentionConfig| config.clone().with_tail_compensation(false);
     let mut checks = Vec::new();

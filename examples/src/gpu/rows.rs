@@ -49,6 +49,7 @@ impl GpuRows {
             warm: false,
             rules: Vec::new(),
             quick: false,
+            by_mass: false,
             peers: false,
         };
         let problem = Problem::of(&scenario, library, queries)?;
