@@ -180,17 +180,17 @@ impl SearchHistory {
         (level.ratio == ratio).then(|| level.guess())
     }
 
-    /// Notes at which level query `g` dropped how much over what may be.
-    pub(crate) fn note_mass(&mut self, g: usize, ratio: f64, at: Level, excess: f64) {
-        if !at.is_finite() || excess.is_nan() {
+    /// Notes at which level query `g` was proven to drop no more than `ratio` times what it keeps, by the bounds of the sketch.
+    pub(crate) fn note_mass(&mut self, g: usize, ratio: f64, level: Level) {
+        if !level.is_finite() {
             return;
         }
         if self.mass_levels.len() <= g {
             self.mass_levels.resize(g + 1, None);
         }
         match &mut self.mass_levels[g] {
-            Some(level) if level.ratio == ratio => level.note(at, excess),
-            level => *level = Some(MassLevel::new(ratio, at, excess)),
+            Some(known) if known.ratio == ratio => known.note(level),
+            known => *known = Some(MassLevel::new(ratio, level)),
         }
     }
 

@@ -52,27 +52,19 @@ pub(crate) fn ratio(dropped: f32) -> f64 {
 pub(crate) struct MassRescoring {
     /// Thresholds that were tried for this search.
     attempts: u32,
-    /// The first of them, if it was a guess.
-    guessed: Option<Guess>,
-}
-
-/// A guessed threshold, and what came of it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Guess {
-    pub(crate) tau: f32,
-    /// What was dropped there over what may be: more than 1 if it was too high.
-    pub(crate) excess: f64,
+    /// What the bounds certified.
+    certified: Option<f32>,
 }
 
 impl MassRescoring {
     /// Starts a new search.
     pub(crate) fn begin(&mut self) {
-        (self.attempts, self.guessed) = (0, None);
+        (self.attempts, self.certified) = (0, None);
     }
 
-    /// The threshold that was guessed first.
-    pub(crate) fn guessed(&self) -> Option<Guess> {
-        self.guessed
+    /// The threshold that the bounds certified, if they were asked.
+    pub(crate) fn certified(&self) -> Option<f32> {
+        self.certified
     }
 
     /// The highest threshold that the candidates' bounds certify, or else a lower one to scan from.
@@ -105,12 +97,7 @@ impl MassRescoring {
         // Without a threshold there is no tail, and the least lower bound is enough: such a scan is the last one.
         let tail = tail::rescale(tail, scale, tau, reference);
         let cut = keys.highest(kernel, tau, BOUNDS_STEP, |split| excess(split, tail, ratio));
-        if self.attempts == 1 && tau > f32::NEG_INFINITY {
-            self.guessed = Some(Guess {
-                tau,
-                excess: cut.first,
-            });
-        }
+        self.certified = cut.tau;
         if let Some(tau) = cut.tau {
             return Ok(tau);
         }

@@ -177,25 +177,12 @@ impl Scratch {
                 }
                 Target::Mass { ratio, .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
-                    let known = self.warm.log_sum_exp(g);
-                    let guessed = rescoring.mass.guessed().zip(known);
-                    let measured = guessed.map(|(guess, mass)| {
-                        (
-                            f64::from(group.scale) * f64::from(guess.tau) - mass,
-                            guess.excess,
-                        )
-                    });
-                    let first = || {
-                        // As if the selection had been guessed.
-                        let mass = log_sum_exp(group.kernel, group.scale, &out.scores);
-                        (
-                            f64::from(group.scale) * f64::from(out.tail.reference) - mass,
-                            1.0,
-                        )
-                    };
-                    let is_first = self.history.mass_level(g, ratio).is_none();
-                    if let Some((at, excess)) = measured.or_else(|| is_first.then(first)) {
-                        self.history.note_mass(g, ratio, at, excess);
+                    if let Some(tau) = rescoring.mass.certified() {
+                        let mass = self.warm.log_sum_exp(g);
+                        let selected = || log_sum_exp(group.kernel, group.scale, &out.scores);
+                        let level = f64::from(group.scale) * f64::from(tau);
+                        let level = level - mass.unwrap_or_else(selected);
+                        self.history.note_mass(g, ratio, level);
                     }
                     let selected = &out.positions;
                     self.history.remember(g, selected.len(), selected, selected);

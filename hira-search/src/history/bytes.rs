@@ -26,12 +26,15 @@ impl SearchHistory {
         }
         put(self.mass_levels.len() as u32);
         for level in &self.mass_levels {
-            // A ratio is never NaN: that is no level.
-            let none = [f64::NAN; 3];
-            let known = |level: MassLevel| [level.ratio, level.mean, level.deviation];
-            for float in level.map_or(none, known) {
+            // A level was noted at least once: 0 is none.
+            let level = level.unwrap_or(MassLevel {
+                count: 0,
+                ..MassLevel::new(0.0, 0.0)
+            });
+            for float in [level.ratio, level.mean, level.deviation] {
                 out.extend_from_slice(&float.to_bits().to_ne_bytes());
             }
+            out.extend_from_slice(&level.count.to_ne_bytes());
         }
     }
 
@@ -57,14 +60,13 @@ impl SearchHistory {
             history.previous.push(positions);
         }
         for _ in 0..from.number()? {
-            let [ratio, mean, deviation] = [from.float()?, from.float()?, from.float()?];
-            history
-                .mass_levels
-                .push((!ratio.is_nan()).then_some(MassLevel {
-                    ratio,
-                    mean,
-                    deviation,
-                }));
+            let level = MassLevel {
+                ratio: from.float()?,
+                mean: from.float()?,
+                deviation: from.float()?,
+                count: from.number()?,
+            };
+            history.mass_levels.push((level.count > 0).then_some(level));
         }
         from.bytes.is_empty().then_some(history)
     }
@@ -111,7 +113,7 @@ mod tests {
         history.note_scored(1.7);
         history.note_survivors(0.3);
         history.note_warm(Some(0.1));
-        history.note_mass(1, 0.01, -5.0, 0.7);
+        history.note_mass(1, 0.01, -5.0);
         history.note_product(100, 30);
         history.note_descent(&[(10, 3), (20, 7)], true);
         let mut bytes = Vec::new();
