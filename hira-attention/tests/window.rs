@@ -4,6 +4,7 @@ use hira_attention::{
     AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraCache, HostAttention,
     PartKeys, PartialAttention, PlanPolicy, WindowLayers,
 };
+use hira_cache::CacheError;
 use hira_threshold::ThresholdRule;
 use proptest::prelude::*;
 
@@ -120,10 +121,22 @@ impl Session {
         (out, report)
     }
 
-    fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len).unwrap();
+    /// Keeps `len` tokens, or as few as a layer with a window can: what it has forgotten does not come back. Returns how many.
+    fn truncate(&mut self, len: usize) -> usize {
+        let len = match self.cache.truncate(len) {
+            Err(CacheError::Evicted { least, received }) => {
+                assert_eq!(received, len);
+                self.cache.truncate(least).unwrap();
+                least
+            }
+            kept => {
+                kept.unwrap();
+                len
+            }
+        };
         self.keys.truncate(len * SEQUENCES * DIM);
         self.values.truncate(len * SEQUENCES * VALUE_DIM);
+        len
     }
 
     /// Dense attention in f64 over the positions `seen`.
@@ -219,8 +232,8 @@ proptest! {
         for (i, (tokens, back)) in steps.into_iter().enumerate() {
             if back > 0 {
                 let len = some.len().saturating_sub(back);
-                some.truncate(len);
-                whole.truncate(len);
+                let kept = some.truncate(len);
+                prop_assert_eq!(whole.truncate(kept), kept);
             }
             let batch = Batch::new(tokens, seed.wrapping_add(100 * i as u64));
             let (out, report) = some.forward(&batch, 0);

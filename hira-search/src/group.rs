@@ -49,6 +49,15 @@ impl Group<'_> {
         counts.reduce(|a, b| Some(a?.max(b?))).flatten()
     }
 
+    /// Logits a score; without a scale what attention would use.
+    pub(crate) fn logits(&self) -> f64 {
+        if self.scale > 0.0 {
+            f64::from(self.scale)
+        } else {
+            1.0 / (self.dim() as f64).sqrt()
+        }
+    }
+
     /// Whether a query selects by mass. All do then: the rule is one, and the same for all queries.
     pub(crate) fn is_by_mass(&self) -> bool {
         self.targets.iter().any(Target::is_mass)

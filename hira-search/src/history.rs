@@ -6,14 +6,14 @@ mod level;
 use std::ops::Range;
 
 use crate::plan::MAX_COARSE;
-pub(crate) use level::{Level, MassLevel};
+pub(crate) use level::{Level, Levels, Sought};
 
 /// Exactly scored keys for each one wanted, before any were measured: 1.3 on captured keys at top-256.
 const SURVIVORS: f64 = 1.3;
 /// Weight of a new measurement in a moving average.
 const RECENT: f64 = 0.125;
-/// Keys remembered for each one wanted; where more survived, only the selected ones are.
-const REMEMBERED: usize = 3;
+/// A second scan counts as so many candidates for each key wanted: two of them shortly after each other, and a sample is taken for a while.
+const RESCANNED: f64 = 8.0;
 /// A first threshold from the keys of the previous step is used while it leaves at most this many candidates for each key wanted. A
 /// sample of the sketch leaves about 2 and costs as much.
 const MAX_CANDIDATES: f64 = 3.0;
@@ -22,7 +22,7 @@ const RETRY: u32 = 32;
 
 /// What is remembered from one search of a KV head to the next. It changes speed, never an answer.
 ///
-/// Keep one for each head, as small as it is (a few numbers, and the positions of the last survivors of each query), and lend it to the
+/// Keep one for each head, as small as it is (a few numbers, and some positions for each query), and lend it to the
 /// [`Scratch`](crate::Scratch) with [`Scratch::swap_history`](crate::Scratch::swap_history): scratch can then be shared by heads while
 /// plans and first thresholds are those of the head. Any history is right for any index: positions that an index does not have are passed over.
 #[derive(Debug, Clone)]
@@ -39,14 +39,15 @@ pub struct SearchHistory {
     marked: f64,
     /// Searches since the last product plan.
     since_product: u32,
-    /// For each query of the group, ascending positions of the keys that survived its last search.
+    /// For each query of the group, ascending positions of keys of its last search: of the best `k` some near the threshold, of a mass all that were
+    /// selected.
     previous: Vec<Vec<u32>>,
     /// Candidates for each key wanted when the first threshold came from `previous`; a moving average.
     warm_candidates: f64,
     /// Searches since `previous` gave a first threshold.
     since_warm: u32,
-    /// For each query of the group, where its thresholds by mass lie.
-    mass_levels: Vec<Option<MassLevel>>,
+    /// For each query of the group, where its thresholds lie.
+    levels: Vec<Option<Levels>>,
 }
 
 impl Default for SearchHistory {
@@ -61,7 +62,7 @@ impl Default for SearchHistory {
             previous: Vec::new(),
             warm_candidates: 0.0,
             since_warm: 0,
-            mass_levels: Vec::new(),
+            levels: Vec::new(),
         }
     }
 }
@@ -75,7 +76,7 @@ impl SearchHistory {
         let positions: usize = self.previous.iter().map(Vec::capacity).sum();
         4 * positions
             + self.previous.capacity() * size_of::<Vec<u32>>()
-            + self.mass_levels.capacity() * size_of::<Option<MassLevel>>()
+            + self.levels.capacity() * size_of::<Option<Levels>>()
     }
 
     /// Forgets the keys of the last search: for queries that are not the next step of the same heads.
@@ -146,27 +147,41 @@ impl SearchHistory {
         self.survivors += (fraction - self.survivors) * RECENT;
     }
 
-    /// Remembered positions of query `g` among those that are `visible`, if they are as many as `k` and worth a try.
-    pub(crate) fn previous(&self, g: usize, k: usize, visible: Range<usize>) -> Option<&[u32]> {
-        if self.warm_candidates > MAX_CANDIDATES && self.since_warm < RETRY {
-            return None;
-        }
-        let seen = self.remembered(g, visible);
-        (seen.len() >= k).then_some(seen)
-    }
-
     /// Remembered positions of query `g` among those that are `visible`.
-    pub(crate) fn remembered(&self, g: usize, visible: Range<usize>) -> &[u32] {
+    fn remembered(&self, g: usize, visible: Range<usize>) -> &[u32] {
         let positions = self.previous.get(g).map_or(&[][..], Vec::as_slice);
         let before = |limit: usize| positions.partition_point(|&p| (p as usize) < limit);
         let (first, end) = (before(visible.start), before(visible.end));
         &positions[first..end.max(first)]
     }
 
-    /// Notes what a first threshold from the remembered keys left, for each key wanted; `None` if another was used.
-    pub(crate) fn note_warm(&mut self, candidates: Option<f64>) {
-        match candidates {
-            Some(candidates) => {
+    /// Positions to guess a first threshold from for query `g`, among those that are `visible`, and the level to guess: none before such a search was noted,
+    /// and while guesses do not pay.
+    pub(crate) fn previous(
+        &self,
+        g: usize,
+        sought: Sought,
+        visible: Range<usize>,
+    ) -> Option<(Level, &[u32])> {
+        let is_top = matches!(sought, Sought::Top(_));
+        if is_top && self.warm_candidates > MAX_CANDIDATES && self.since_warm < RETRY {
+            return None;
+        }
+        let levels = self.levels.get(g).copied().flatten()?;
+        let level = levels.guess(visible.len());
+        let seen = self.remembered(g, visible);
+        (levels.sought == sought && !seen.is_empty()).then_some((level, seen))
+    }
+
+    /// Notes what a guessed first threshold of the best keys left, for each key wanted, and whether it was too high; `None` if another was used.
+    pub(crate) fn note_warm(&mut self, guessed: Option<(f64, bool)>) {
+        match guessed {
+            Some((candidates, rescanned)) => {
+                let candidates = if rescanned {
+                    candidates.max(RESCANNED)
+                } else {
+                    candidates
+                };
                 self.warm_candidates += (candidates - self.warm_candidates) * RECENT;
                 self.since_warm = 0;
             }
@@ -174,34 +189,27 @@ impl SearchHistory {
         }
     }
 
-    /// The level to guess for query `g` when the dropped mass may be `ratio` times the kept one; none before such a search was noted.
-    pub(crate) fn mass_level(&self, g: usize, ratio: f64) -> Option<Level> {
-        let level = self.mass_levels.get(g).copied().flatten()?;
-        (level.ratio == ratio).then(|| level.guess())
-    }
-
-    /// Notes at which level query `g` was proven to drop no more than `ratio` times what it keeps, by the bounds of the sketch.
-    pub(crate) fn note_mass(&mut self, g: usize, ratio: f64, level: Level) {
+    /// Notes the level that would have been right for query `g`.
+    pub(crate) fn note_level(&mut self, g: usize, sought: Sought, level: Level) {
         if !level.is_finite() {
             return;
         }
-        if self.mass_levels.len() <= g {
-            self.mass_levels.resize(g + 1, None);
+        if self.levels.len() <= g {
+            self.levels.resize(g + 1, None);
         }
-        match &mut self.mass_levels[g] {
-            Some(known) if known.ratio == ratio => known.note(level),
-            known => *known = Some(MassLevel::new(ratio, level)),
+        match &mut self.levels[g] {
+            Some(known) if known.sought == sought => known.note(level),
+            known => *known = Some(Levels::new(sought, level)),
         }
     }
 
-    /// Remembers the ascending positions of query `g`'s survivors, or those selected if they are many.
-    pub(crate) fn remember(&mut self, g: usize, k: usize, survivors: &[u32], selected: &[u32]) {
+    /// Remembers ascending positions for query `g`.
+    pub(crate) fn remember(&mut self, g: usize, positions: &[u32]) {
         if self.previous.len() <= g {
             self.previous.resize_with(g + 1, Vec::new);
         }
-        let many = survivors.len() > k.saturating_mul(REMEMBERED);
         self.previous[g].clear();
-        self.previous[g].extend_from_slice(if many { selected } else { survivors });
+        self.previous[g].extend_from_slice(positions);
     }
 }
 
@@ -209,39 +217,52 @@ impl SearchHistory {
 mod tests {
     use super::*;
 
+    const TOP: Sought = Sought::Top(2);
+
     #[test]
-    fn remembered_keys_are_visible_and_enough() {
+    fn remembered_keys_are_visible_and_of_the_same_rule() {
         let mut history = SearchHistory::default();
-        assert_eq!(history.previous(0, 1, 0..10), None);
-        history.remember(1, 2, &[1, 4, 8], &[1, 4]);
-        assert_eq!(history.previous(1, 2, 0..10), Some(&[1, 4, 8][..]));
-        assert_eq!(history.previous(1, 2, 0..8), Some(&[1, 4][..]));
-        assert_eq!(history.previous(1, 3, 0..8), None);
-        assert_eq!(history.previous(0, 1, 0..10), None);
-        assert_eq!(history.previous(1, 2, 2..10), Some(&[4, 8][..]));
-        assert_eq!(history.previous(1, 1, 5..8), None);
-        history.remember(1, 1, &[1, 4, 8, 9], &[4]);
-        assert_eq!(history.previous(1, 1, 0..10), Some(&[4][..]));
+        let seen = |history: &SearchHistory, g, sought, range| {
+            let previous = history.previous(g, sought, range);
+            previous.map_or(vec![], |(_, positions)| positions.to_vec())
+        };
+        history.remember(1, &[1, 4, 8]);
+        assert!(history.previous(1, TOP, 0..10).is_none());
+        history.note_level(1, TOP, 0.5);
+        assert_eq!(seen(&history, 1, TOP, 0..10), [1, 4, 8]);
+        assert_eq!(seen(&history, 1, TOP, 0..8), [1, 4]);
+        assert_eq!(seen(&history, 1, TOP, 2..10), [4, 8]);
+        assert!(history.previous(1, TOP, 5..8).is_none());
+        assert!(history.previous(0, TOP, 0..10).is_none());
+        for other in [Sought::Top(3), Sought::Mass(0.1)] {
+            assert!(history.previous(1, other, 0..10).is_none());
+        }
+        history.note_level(1, TOP, f64::NAN);
+        let level = history.previous(1, TOP, 0..10).map(|(level, _)| level);
+        assert!(level.is_some_and(|level| level < 0.5));
         history.forget_keys();
-        assert_eq!(history.previous(1, 1, 0..10), None);
+        assert!(history.previous(1, TOP, 0..10).is_none());
     }
 
     #[test]
-    fn a_loose_first_threshold_is_retried_now_and_then() {
-        let mut history = SearchHistory::default();
-        history.remember(0, 1, &[3], &[3]);
-        for _ in 0..8 {
-            history.note_warm(Some(20.0));
+    fn guesses_that_do_not_pay_are_retried_now_and_then() {
+        for (bad, count) in [((20.0, false), 8), ((1.5, true), 8)] {
+            let mut history = SearchHistory::default();
+            history.remember(0, &[3]);
+            history.note_level(0, TOP, 0.5);
+            for _ in 0..count {
+                history.note_warm(Some(bad));
+            }
+            let mut passed = 0;
+            while history.previous(0, TOP, 0..10).is_none() {
+                history.note_warm(None);
+                passed += 1;
+            }
+            assert_eq!(passed, RETRY);
+            for _ in 0..20 {
+                history.note_warm(Some((1.5, false)));
+            }
+            assert!(history.previous(0, TOP, 0..10).is_some());
         }
-        let mut passed = 0;
-        while history.previous(0, 1, 0..10).is_none() {
-            history.note_warm(None);
-            passed += 1;
-        }
-        assert_eq!(passed, RETRY);
-        for _ in 0..20 {
-            history.note_warm(Some(1.5));
-        }
-        assert!(history.previous(0, 1, 0..10).is_some());
     }
 }

@@ -8,7 +8,7 @@ use crate::dense::DenseScores;
 use crate::disk_keys::DiskKeys;
 use crate::estimate::Sample;
 use crate::group::Group;
-use crate::history::SearchHistory;
+use crate::history::{SearchHistory, Sought};
 use crate::partition::Partition;
 use crate::plan::{Decision, Plan, Shape, Work, choose};
 use crate::product::ProductPass;
@@ -19,7 +19,7 @@ use crate::settle::Target;
 use crate::survivors::{Narrowed, Pass, Rescan, Rescoring, Working};
 use crate::tree::Descent;
 use crate::visible::Visible;
-use crate::warm::{WarmStart, log_sum_exp};
+use crate::warm::WarmStart;
 
 /// Buffers that [`HalfspaceSearcher::search_group_with`](crate::HalfspaceSearcher::search_group_with) reuses, and what it remembers.
 ///
@@ -172,30 +172,31 @@ impl Scratch {
             out.stats.first_threshold = first;
             self.work.scored += out.stats.survivors as f64;
             match *target {
-                Target::AtLeast { .. } => {
+                Target::AtLeast { .. } | Target::Mass { .. } => {
                     self.history.note_survivors(out.stats.scanned_fraction());
-                }
-                Target::Mass { ratio, .. } => {
-                    self.history.note_survivors(out.stats.scanned_fraction());
-                    if let Some(tau) = rescoring.mass.certified() {
-                        let mass = self.warm.log_sum_exp(g);
-                        let selected = || log_sum_exp(group.kernel, group.scale, &out.scores);
-                        let level = f64::from(group.scale) * f64::from(tau);
-                        let level = level - mass.unwrap_or_else(selected);
-                        self.history.note_mass(g, ratio, level);
-                    }
-                    let selected = &out.positions;
-                    self.history.remember(g, selected.len(), selected, selected);
                 }
                 Target::Top { k, .. } => {
-                    let warm = first == FirstThreshold::Previous;
                     let candidates = out.stats.candidates as f64 / k as f64;
-                    self.history.note_warm(warm.then_some(candidates));
+                    let guessed = first == FirstThreshold::Previous;
+                    self.history
+                        .note_warm(guessed.then_some((candidates, out.stats.rescanned)));
                     self.history
                         .note_scored(out.stats.survivors as f64 / k as f64);
-                    self.history
-                        .remember(g, k, rescoring.survivors(), &out.positions);
                 }
+            }
+            // The threshold that would have been right, by the keys that were or could have been remembered.
+            let Some(sought) = target.sought() else {
+                continue;
+            };
+            let found = match sought {
+                Sought::Top(_) => Some(out.tail.reference),
+                Sought::Mass(_) => rescoring.mass.certified(),
+            };
+            self.history.remember(g, rescoring.remembered());
+            if let Some(tau) = found {
+                let base = self.warm.base(g).unwrap_or(rescoring.base());
+                let level = group.logits() * f64::from(tau) - base;
+                self.history.note_level(g, sought, level);
             }
         }
     }
@@ -218,8 +219,7 @@ impl Scratch {
 
     /// The thresholds that the first pass starts from.
     ///
-    /// For a top-k rule: what the previous step's keys prove of the new query, else what the best clusters prove, else a guess from a
-    /// sample of the sketch. For a mass a guess from the previous step's keys, else from a sample.
+    /// A guess from the previous step's keys; else, for the best `k`, what the best clusters prove; else a guess from a sample of the sketch.
     fn first_taus(&mut self, group: &Group<'_>, decision: Decision, team: &Team) {
         self.taus.clear();
         self.firsts.clear();

@@ -4,6 +4,7 @@ use hira_kernels::{Kernel, MassBounds};
 use hira_threshold::Cut;
 
 use crate::blocks::CHUNK;
+use crate::history::Sought;
 use crate::mass;
 use crate::selection::{Selection, Tail};
 use crate::tail;
@@ -63,6 +64,15 @@ impl Target {
         matches!(self, Self::Top { .. })
     }
 
+    /// What its thresholds' levels belong to; none if the threshold is given.
+    pub(crate) fn sought(&self) -> Option<Sought> {
+        match *self {
+            Self::AtLeast { .. } => None,
+            Self::Top { k, .. } => Some(Sought::Top(k)),
+            Self::Mass { ratio, .. } => Some(Sought::Mass(ratio)),
+        }
+    }
+
     pub(crate) fn is_mass(&self) -> bool {
         matches!(self, Self::Mass { .. })
     }
@@ -85,7 +95,7 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
-    /// Canonical scores of the survivors, if a tail was asked for.
+    /// Canonical scores of the survivors, if a tail was asked for or the best `k` were.
     pub(crate) fn scores(&self) -> &[f32] {
         &self.scores
     }
@@ -129,7 +139,7 @@ pub(crate) fn settle(
     out: &mut Selection,
 ) {
     buffers.scores.clear();
-    if scale > 0.0 {
+    if scale > 0.0 || target.is_top() {
         buffers.scores.extend_from_slice(&out.scores);
     }
     out.stats.survivors = out.positions.len();

@@ -5,25 +5,37 @@ use hira_kernels::{Candidates, Kernel};
 use crate::blocks::{self, Apart, BlockSums, Weighing};
 use crate::disk_keys::DiskKeys;
 use crate::group::Group;
+use crate::history::Sought;
 use crate::mass::MassRescoring;
 use crate::scan::Part;
 use crate::selection::Selection;
 use crate::settle::{Settling, Target, settle};
 use crate::tail;
 use crate::visible::Visible;
+use crate::warm::base;
+
+/// Keys that the next first threshold of a top-k query is guessed from, at most.
+const NEAR: usize = 48;
+/// How far above the threshold they may score, in logits.
+const ABOVE: f64 = 0.125;
+/// Best keys that the next threshold by mass is guessed from: with all of the selected ones a guess leaves 2 to 6 % fewer candidates.
+const BEST: usize = 64;
 
 /// What is kept of one query from pass to pass.
 #[derive(Debug, Default)]
 pub(crate) struct Rescoring {
     /// Positions that were scored exactly.
     survivors: Vec<u32>,
+    /// Those to guess the next first threshold from, and what their scores say of this query: see [`base`].
+    remembered: Vec<u32>,
+    base: f64,
     pub(crate) mass: MassRescoring,
 }
 
 /// Buffers of what is done for one query after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Working {
-    /// Lower bounds of all candidates.
+    /// Lower bounds of all candidates; later some scores.
     lower: Vec<f32>,
     rebased: Vec<u32>,
     bitmap: Vec<u64>,
@@ -57,12 +69,56 @@ pub(crate) struct Rescan(pub(crate) f32);
 
 impl Rescoring {
     pub(crate) fn memory_usage(&self) -> usize {
-        4 * self.survivors.capacity()
+        4 * (self.survivors.capacity() + self.remembered.capacity())
     }
 
-    /// Positions that the last selection scored exactly, ascending.
-    pub(crate) fn survivors(&self) -> &[u32] {
-        &self.survivors
+    /// Ascending positions to guess the next first threshold from, after the best keys or a mass were selected.
+    pub(crate) fn remembered(&self) -> &[u32] {
+        &self.remembered
+    }
+
+    /// What their scores say of the query.
+    pub(crate) fn base(&self) -> f64 {
+        self.base
+    }
+
+    /// Chooses what to remember of a selection: of the best `k` survivors that score at most [`ABOVE`] more than the last selected key (what survived without being
+    /// selected is as near below), of a mass the best of the selected keys.
+    fn remember(
+        &mut self,
+        working: &mut Working,
+        group: &Group<'_>,
+        sought: Sought,
+        out: &Selection,
+    ) {
+        let (positions, scores, from, end, most) = match sought {
+            Sought::Top(_) => {
+                let tau = out.tail.reference;
+                let end = tau + (ABOVE / group.logits()) as f32;
+                let scores = working.settling.scores();
+                let end = end.max(tau.next_up());
+                (&self.survivors, scores, f32::NEG_INFINITY, end, NEAR)
+            }
+            Sought::Mass(_) => {
+                let least = group.kernel.kth_largest(&out.scores, BEST);
+                (&out.positions, &out.scores[..], least, f32::INFINITY, BEST)
+            }
+        };
+        let (places, picked) = (&mut working.rebased, &mut working.lower);
+        places.resize(scores.len(), 0);
+        picked.resize(scores.len(), 0.0);
+        let count = group.kernel.pick_within(scores, from..end, places, picked);
+        // Evenly where there are more that are near; more that are best are ties.
+        let step = match sought {
+            Sought::Top(_) => count.div_ceil(most).max(1),
+            Sought::Mass(_) => 1,
+        };
+        self.remembered.clear();
+        for (i, at) in (0..count).step_by(step).take(most).enumerate() {
+            self.remembered.push(positions[places[at] as usize]);
+            picked[i] = picked[at];
+        }
+        self.base = base(group, sought, &picked[..self.remembered.len()]);
     }
 
     /// Finds the survivors of query `g`, of a pass that began with the threshold `tau`: the positions in `out`, not scored yet.
@@ -134,10 +190,11 @@ impl Rescoring {
             out,
         );
         // `k` keys reach the lowest of the selected scores: it is proven, and final unless a key that was excluded can reach it.
-        if let Target::Top { .. } = target
-            && out.tail.reference < excluded
-        {
+        if target.is_top() && out.tail.reference < excluded {
             return Err(Rescan(out.tail.reference));
+        }
+        if let Some(sought) = target.sought() {
+            self.remember(working, group, sought, out);
         }
         if group.scale > 0.0 && out.stats.selected < group.visible() {
             out.tail.sum = if group.tail_block > 0 {

@@ -43,14 +43,25 @@ pub(super) fn least_at(values: &[f32], limit: f32) -> f32 {
 #[target_feature(enable = "avx512f,popcnt")]
 pub(super) fn places_within(values: &[f32], within: Range<f32>, places: &mut [u32]) -> usize {
     assert!(places.len() >= values.len(), "a place for every value");
+    let (blocks, rest) = values.as_chunks();
     let mut count = 0;
-    for (block, values) in values.chunks(TILE).enumerate() {
-        let (_, live, kept) = within_of(values, &within);
-        // SAFETY: at most `16 block` places were written before, so those of the mask, as many as the chunk has values, are inside.
-        unsafe { put_places(places.as_mut_ptr().add(count), live, kept, block) };
+    for (at, block) in blocks.iter().enumerate() {
+        let kept = kept(load(block), &within);
+        // SAFETY: at most `16 at` places were written before, and there are as many as values: sixteen more are inside.
+        unsafe { _mm512_storeu_si512(places.as_mut_ptr().add(count).cast(), places_of(kept, at)) };
         count += kept.count_ones() as usize;
     }
-    count
+    if rest.is_empty() {
+        return count;
+    }
+    let (value, live) = load_rest(rest);
+    let kept = kept(value, &within) & live;
+    // SAFETY: likewise, and the mask admits as many as there are values left.
+    unsafe {
+        let at = places.as_mut_ptr().add(count).cast();
+        _mm512_mask_storeu_epi32(at, live, places_of(kept, blocks.len()));
+    }
+    count + kept.count_ones() as usize
 }
 
 #[target_feature(enable = "avx512f,popcnt")]
@@ -61,47 +72,62 @@ pub(super) fn pick_within(
     picked: &mut [f32],
 ) -> usize {
     assert!(places.len() >= values.len() && picked.len() >= values.len());
+    let (blocks, rest) = values.as_chunks();
     let mut count = 0;
-    for (block, values) in values.chunks(TILE).enumerate() {
-        let (value, live, kept) = within_of(values, &within);
+    for (at, block) in blocks.iter().enumerate() {
+        let value = load(block);
+        let kept = kept(value, &within);
         // SAFETY: as above, and `picked` has as many places.
         unsafe {
-            put_places(places.as_mut_ptr().add(count), live, kept, block);
-            let at = picked.as_mut_ptr().add(count);
-            _mm512_mask_storeu_ps(at, live, _mm512_maskz_compress_ps(kept, value));
+            _mm512_storeu_si512(places.as_mut_ptr().add(count).cast(), places_of(kept, at));
+            let picked = picked.as_mut_ptr().add(count);
+            _mm512_storeu_ps(picked, _mm512_maskz_compress_ps(kept, value));
         }
         count += kept.count_ones() as usize;
     }
-    count
+    if rest.is_empty() {
+        return count;
+    }
+    let (value, live) = load_rest(rest);
+    let kept = kept(value, &within) & live;
+    // SAFETY: as above.
+    unsafe {
+        let at = places.as_mut_ptr().add(count).cast();
+        _mm512_mask_storeu_epi32(at, live, places_of(kept, blocks.len()));
+        let picked = picked.as_mut_ptr().add(count);
+        _mm512_mask_storeu_ps(picked, live, _mm512_maskz_compress_ps(kept, value));
+    }
+    count + kept.count_ones() as usize
 }
 
-/// Up to sixteen values, the mask of those there are, and of those within.
+/// The lanes within.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn within_of(values: &[f32], within: &Range<f32>) -> (__m512, u16, u16) {
-    let live = (0xffff_u32 >> (TILE - values.len())) as u16;
-    // SAFETY: the mask admits the lanes of the chunk.
-    let value = unsafe { _mm512_maskz_loadu_ps(live, values.as_ptr()) };
+fn kept(value: __m512, within: &Range<f32>) -> u16 {
     let (start, end) = (_mm512_set1_ps(within.start), _mm512_set1_ps(within.end));
-    let reached = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(live, value, start);
-    let kept = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(reached, value, end);
-    (value, live, kept)
+    let reached = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(value, start);
+    _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(reached, value, end)
 }
 
-/// Writes the places of `kept`, of the sixteen from `16 block` on, and anything behind them where `live` goes on.
-///
-/// Compressed in registers and stored whole: `vpcompressd` to memory is microcoded on Zen 4.
-///
-/// # Safety
-///
-/// The lanes of `live`, which are the first ones, may be written behind `at`.
+/// Fewer than sixteen values, and the mask of their lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn put_places(at: *mut u32, live: u16, kept: u16, block: usize) {
+fn load_rest(rest: &[f32]) -> (__m512, u16) {
+    let live = ((1u32 << rest.len()) - 1) as u16;
+    // SAFETY: the mask admits the lanes of the slice.
+    let value = unsafe { _mm512_maskz_loadu_ps(live, rest.as_ptr()) };
+    (value, live)
+}
+
+/// The places of the lanes of `kept` in block `at`, the first ones.
+///
+/// Compressed in registers and stored whole, with anything behind them: `vpcompressd` to memory is microcoded on Zen 4.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn places_of(kept: u16, at: usize) -> __m512i {
     let lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    let here = _mm512_add_epi32(_mm512_set1_epi32((TILE * block) as i32), lanes);
-    // SAFETY: the caller vouches for the lanes of `live`.
-    unsafe { _mm512_mask_storeu_epi32(at.cast(), live, _mm512_maskz_compress_epi32(kept, here)) };
+    let here = _mm512_add_epi32(_mm512_set1_epi32((TILE * at) as i32), lanes);
+    _mm512_maskz_compress_epi32(kept, here)
 }
 
 #[inline]

@@ -1,6 +1,6 @@
 //! What searches remember, as bytes: for caches that are saved.
 
-use super::{MassLevel, SearchHistory};
+use super::{Levels, SearchHistory, Sought};
 
 impl SearchHistory {
     /// Appends what is remembered to `out`, in the byte order of this machine.
@@ -24,17 +24,22 @@ impl SearchHistory {
             put(positions.len() as u32);
             positions.iter().copied().for_each(&mut put);
         }
-        put(self.mass_levels.len() as u32);
-        for level in &self.mass_levels {
-            // A level was noted at least once: 0 is none.
-            let level = level.unwrap_or(MassLevel {
-                count: 0,
-                ..MassLevel::new(0.0, 0.0)
+        put(self.levels.len() as u32);
+        for levels in &self.levels {
+            // What a level belongs to, as a kind and a number.
+            let (kind, number): (u32, u64) = match levels.map(|levels| levels.sought) {
+                None => (0, 0),
+                Some(Sought::Top(k)) => (1, k as u64),
+                Some(Sought::Mass(ratio)) => (2, ratio.to_bits()),
+            };
+            let (mean, deviation, count) = levels.map_or((0.0, 0.0, 0), |levels| {
+                (levels.mean, levels.deviation, levels.count)
             });
-            for float in [level.ratio, level.mean, level.deviation] {
-                out.extend_from_slice(&float.to_bits().to_ne_bytes());
+            out.extend_from_slice(&kind.to_ne_bytes());
+            for bits in [number, mean.to_bits(), deviation.to_bits()] {
+                out.extend_from_slice(&bits.to_ne_bytes());
             }
-            out.extend_from_slice(&level.count.to_ne_bytes());
+            out.extend_from_slice(&count.to_ne_bytes());
         }
     }
 
@@ -60,13 +65,20 @@ impl SearchHistory {
             history.previous.push(positions);
         }
         for _ in 0..from.number()? {
-            let level = MassLevel {
-                ratio: from.float()?,
-                mean: from.float()?,
-                deviation: from.float()?,
-                count: from.number()?,
+            let (kind, number) = (from.number()?, from.float()?.to_bits());
+            let (mean, deviation, count) = (from.float()?, from.float()?, from.number()?);
+            let sought = match kind {
+                0 => None,
+                1 => Some(Sought::Top(number as usize)),
+                2 => Some(Sought::Mass(f64::from_bits(number))),
+                _ => return None,
             };
-            history.mass_levels.push((level.count > 0).then_some(level));
+            history.levels.push(sought.map(|sought| Levels {
+                sought,
+                mean,
+                deviation,
+                count,
+            }));
         }
         from.bytes.is_empty().then_some(history)
     }
@@ -109,11 +121,12 @@ mod tests {
     #[test]
     fn what_is_remembered_survives() {
         let mut history = SearchHistory::default();
-        history.remember(2, 2, &[1, 4, 8], &[1, 4]);
+        history.remember(2, &[1, 4, 8]);
         history.note_scored(1.7);
         history.note_survivors(0.3);
-        history.note_warm(Some(0.1));
-        history.note_mass(1, 0.01, -5.0);
+        history.note_warm(Some((0.1, false)));
+        history.note_level(1, Sought::Mass(0.01), -5.0);
+        history.note_level(3, Sought::Top(256), 0.25);
         history.note_product(100, 30);
         history.note_descent(&[(10, 3), (20, 7)], true);
         let mut bytes = Vec::new();
