@@ -30,7 +30,7 @@ const RUNGS: [f32; TRIALS] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.375, 1.75, 2.5];
 const FARTHER: f32 = 4.0;
 
 /// Thresholds around the expected one are this part of the range apart, or a step.
-const NARROWER: f32 = 32.0;
+const NARROWER: f32 = 64.0;
 
 /// Logarithms of an excess are cut to this: no line is drawn through infinities.
 const EXTREME: f64 = 40.0;
@@ -62,6 +62,8 @@ pub struct MassBounds {
     upper: Vec<f32>,
     /// `[0]`: at most the weight of each key, `[1]`: at least.
     weights: [Vec<f32>; 2],
+    /// The largest upper bound, once it was asked for.
+    largest: Option<f32>,
     reference: f32,
     scale: f32,
 }
@@ -89,6 +91,7 @@ impl MassBounds {
     pub fn clear(&mut self) {
         self.lower.clear();
         self.upper.clear();
+        self.largest = None;
     }
 
     /// Keys held.
@@ -110,6 +113,7 @@ impl MassBounds {
         assert_eq!(lower.len(), upper.len(), "two bounds a key");
         self.lower.extend_from_slice(lower);
         self.upper.extend_from_slice(upper);
+        self.largest = None;
     }
 
     /// Adds keys whose scores are known.
@@ -118,9 +122,11 @@ impl MassBounds {
     }
 
     /// The largest upper bound; `-inf` if there is no key.
-    pub fn largest(&self, kernel: Kernel) -> f32 {
-        let [_, largest] = kernel.extremes(&self.upper);
-        largest
+    pub fn largest(&mut self, kernel: Kernel) -> f32 {
+        *self.largest.get_or_insert_with(|| {
+            let [_, largest] = kernel.extremes(&self.upper);
+            largest
+        })
     }
 
     /// Bytes held.
@@ -222,7 +228,8 @@ impl MassBounds {
                 first: f64::NAN,
             };
         }
-        let top = self.largest(kernel);
+        // Known since the keys were weighed, which the sums ask for.
+        let top = self.largest.unwrap_or(self.reference);
         // Nothing is dropped from the least lower bound downwards.
         let [least, _] = kernel.extremes(&self.lower);
         let mut low = from.max(least);
@@ -438,7 +445,8 @@ mod tests {
         let kernel = Kernel::best();
         let mut keys = MassBounds::default();
         keys.push_scores(&scores);
-        keys.weigh(kernel, 0.25, keys.largest(kernel));
+        let largest = keys.largest(kernel);
+        keys.weigh(kernel, 0.25, largest);
         for ratio in [1e-6, 0.01, 0.5, 1.0, 10.0] {
             let excess = |split: MassSplit| split.dropped / (ratio * split.kept);
             let MassCut { tau, first } = keys.highest(kernel, f32::NEG_INFINITY, 0.01, excess);
@@ -455,16 +463,14 @@ mod tests {
             let scores: Vec<f32> = scores.iter().map(|score| magnify * score).collect();
             let mut keys = MassBounds::default();
             keys.push_scores(&scores);
-            keys.weigh(kernel, 1.0, keys.largest(kernel));
+            let largest = keys.largest(kernel);
+            keys.weigh(kernel, 1.0, largest);
             let cut = keys.highest(kernel, f32::MIN, 0.01, half);
             let tau = cut.tau.expect("nothing is dropped at the lowest");
-            let [here, top] = keys.splits(kernel, [tau, keys.largest(kernel)]);
+            let [here, top] = keys.splits(kernel, [tau, largest]);
             assert_eq!(cut.first, 0.0);
             assert!(half(here) <= 1.0 && (half(top) > 1.0) == (magnify == 1.0));
-            assert!(
-                magnify == 1.0 || tau == keys.largest(kernel),
-                "{magnify} {tau}"
-            );
+            assert!(magnify == 1.0 || tau == largest, "{magnify} {tau}");
         }
         let nothing = MassBounds::default().highest(kernel, 0.0, 0.01, |_| 0.0);
         assert_eq!(nothing.tau, None);
