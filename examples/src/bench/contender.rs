@@ -9,6 +9,8 @@ use hira_attention::{
     AttentionError, AttentionReport, CacheShape, HiraAttentionConfig, HiraBackend, PlanPolicy,
 };
 use hira_cache::HiraCache;
+use hira_index::IndexError;
+use hira_search::SearchError;
 use hira_threshold::ThresholdRule;
 
 use super::Problem;
@@ -19,6 +21,12 @@ pub enum ContenderError {
     /// The engine refused.
     #[error(transparent)]
     Attention(#[from] AttentionError),
+    /// The index refused the keys.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The searcher refused a query.
+    #[error(transparent)]
+    Search(#[from] SearchError),
     /// The answer is not the right one.
     #[error("{name}: an answer is off by {error:e}, {allowed:e} is allowed")]
     Wrong {

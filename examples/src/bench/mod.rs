@@ -8,6 +8,7 @@
 
 mod ceiling;
 mod contender;
+mod density;
 mod export;
 mod generator;
 mod oracle;

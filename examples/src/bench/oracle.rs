@@ -101,52 +101,6 @@ fn kept(scores: &[f32], config: &HiraAttentionConfig) -> Vec<usize> {
     keep
 }
 
-/// The share of the mass that takes `k` keys in the mean over the heads of every row but the first, which is not timed: to three digits.
-pub(super) fn mass_of_best(problem: &Problem, k: usize) -> f32 {
-    let heads = (1..problem.rows).flat_map(|row| {
-        let queries = problem.queries_of(row).chunks_exact(problem.dim);
-        queries.enumerate().map(move |(head, query)| {
-            let first = head / problem.group * problem.len * problem.dim;
-            let keys = &problem.keys[first..][..problem.visible(row) * problem.dim];
-            let mut scores = vec![0.0; problem.visible(row)];
-            Kernel::best().scores_into(query, keys, &mut scores);
-            shares(&scores, problem.dim)
-        })
-    });
-    let heads: Vec<Vec<f64>> = heads.collect();
-    // Of a head the fewest keys that hold the mass.
-    let keys = |mass: f64| -> usize {
-        let counts = heads
-            .iter()
-            .map(|of| of.partition_point(|&share| share < mass) + 1);
-        counts.sum()
-    };
-    let (mut low, mut high) = (0, 999);
-    while low < high {
-        let middle = (low + high + 1) / 2;
-        if keys(f64::from(middle) / 1e3) <= k * heads.len() {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    low as f32 / 1e3
-}
-
-/// The shares of the mass that the best keys hold: one, two, and so on.
-fn shares(scores: &[f32], dim: usize) -> Vec<f64> {
-    let mut scores = scores.to_vec();
-    scores.sort_unstable_by(|a, b| b.total_cmp(a));
-    let scale = 1.0 / (dim as f64).sqrt();
-    let mut sum = 0.0;
-    let sums = scores.iter().map(|score| {
-        sum += (scale * f64::from(score - scores[0])).exp();
-        sum
-    });
-    let sums: Vec<f64> = sums.collect();
-    sums.iter().map(|part| part / sum).collect()
-}
-
 /// The `count` positions that score highest, ties to the lower position, ascending.
 pub(super) fn best(scores: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
@@ -183,17 +137,6 @@ mod tests {
             [0, 2, 3, 4, 5]
         );
         assert_eq!(kept(&[1.0], &config), [0]);
-    }
-
-    #[test]
-    fn shares_are_sums_of_the_largest_weights() {
-        let (low, high) = (2.0 * 2f32.ln(), 2.0 * 5f32.ln());
-        for (share, expected) in shares(&[low, 0.0, high], 4)
-            .into_iter()
-            .zip([0.625, 0.875, 1.0])
-        {
-            assert!((share - expected).abs() < 1e-6);
-        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use hira_threshold::ThresholdRule;
 use super::{
     Answers, Contender, ContenderError, Data, Outcome, Problem, Scenario, Scope, Spread, Turns,
     contender::{burn_attention, burn_operations, engine, filled, layers},
-    oracle::mass_of_best,
+    density::mass_of_best,
     projection::Projection,
 };
 
@@ -46,7 +46,7 @@ pub fn measure_step<B: HiraBackend>(
     let mut rules = scenario.rules.clone();
     if let (true, Some(&ThresholdRule::TopK { k })) = (scenario.by_mass, rules.first()) {
         rules.push(ThresholdRule::Mass {
-            mass: mass_of_best(problem, k),
+            mass: mass_of_best(problem, k)?,
         });
     }
     let mut configs: Vec<_> = rules
