@@ -77,7 +77,7 @@ pub enum FirstThreshold {
     None,
     /// The rule says it.
     Given,
-    /// Proven by the keys that survived the previous search.
+    /// Guessed from keys of the previous search; proven afterwards.
     Previous,
     /// Proven by the keys of the clusters with the highest bounds.
     BestFirst,
