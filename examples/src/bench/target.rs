@@ -27,7 +27,7 @@ pub enum Over {
     BestDense,
     /// Burn's best.
     Burn,
-    /// Our own step by [`TOP_256`].
+    /// Our own step by the best 256 keys.
     TopK,
 }
 
