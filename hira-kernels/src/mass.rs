@@ -48,7 +48,7 @@ const EXTREME: f64 = 40.0;
 ///
 /// let mut keys = MassBounds::default();
 /// keys.push_scores(&[4.0, 3.0, 0.0]);
-/// keys.weigh(Kernel::best(), 1.0, 4.0);
+/// keys.weigh(Kernel::best(), 1.0);
 /// let [split] = keys.splits(Kernel::best(), [3.0]);
 /// assert!(split.dropped >= (-4.0f64).exp() && split.dropped < 1.001 * (-4.0f64).exp());
 /// assert!(split.kept <= 1.0 + (-1.0f64).exp());
@@ -62,8 +62,7 @@ pub struct MassBounds {
     upper: Vec<f32>,
     /// `[0]`: at most the weight of each key, `[1]`: at least.
     weights: [Vec<f32>; 2],
-    /// The largest upper bound, once it was asked for.
-    largest: Option<f32>,
+    /// The largest upper bound.
     reference: f32,
     scale: f32,
 }
@@ -91,7 +90,6 @@ impl MassBounds {
     pub fn clear(&mut self) {
         self.lower.clear();
         self.upper.clear();
-        self.largest = None;
     }
 
     /// Keys held.
@@ -113,20 +111,11 @@ impl MassBounds {
         assert_eq!(lower.len(), upper.len(), "two bounds a key");
         self.lower.extend_from_slice(lower);
         self.upper.extend_from_slice(upper);
-        self.largest = None;
     }
 
     /// Adds keys whose scores are known.
     pub fn push_scores(&mut self, scores: &[f32]) {
         self.push_bounds(scores, scores);
-    }
-
-    /// The largest upper bound; `-inf` if there is no key.
-    pub fn largest(&mut self, kernel: Kernel) -> f32 {
-        *self.largest.get_or_insert_with(|| {
-            let [_, largest] = kernel.extremes(&self.upper);
-            largest
-        })
     }
 
     /// Bytes held.
@@ -135,14 +124,14 @@ impl MassBounds {
         4 * (weights + self.lower.capacity() + self.upper.capacity())
     }
 
-    /// Weighs every key relative to `reference`, which no upper bound exceeds.
+    /// Weighs every key relative to the largest upper bound, and returns that; `-inf` if there is no key.
     ///
     /// # Panics
     ///
-    /// If an upper bound exceeds `reference`, or `scale` is negative or not finite.
-    pub fn weigh(&mut self, kernel: Kernel, scale: f32, reference: f32) {
-        assert!(self.largest(kernel) <= reference, "no larger bound");
+    /// If `scale` is negative or not finite.
+    pub fn weigh(&mut self, kernel: Kernel, scale: f32) -> f32 {
         assert!(scale >= 0.0 && scale.is_finite(), "a scale");
+        let [_, reference] = kernel.extremes(&self.upper);
         (self.reference, self.scale) = (reference, scale);
         let exponent = self.exponent();
         let bounds = [&self.lower, &self.upper];
@@ -154,6 +143,7 @@ impl MassBounds {
                 mass_weights(bounds, reference, exponent, up, weights)
             );
         }
+        reference
     }
 
     /// Of a power of two: its argument for each score above the reference.
@@ -228,8 +218,7 @@ impl MassBounds {
                 first: f64::NAN,
             };
         }
-        // Known since the keys were weighed, which the sums ask for.
-        let top = self.largest.unwrap_or(self.reference);
+        let top = self.reference;
         // Nothing is dropped from the least lower bound downwards.
         let [least, _] = kernel.extremes(&self.lower);
         let mut low = from.max(least);
@@ -405,7 +394,7 @@ mod tests {
                         .collect()
                 };
                 let (lower, upper) = (side(-1.0), side(1.0));
-                let reference = upper.iter().copied().fold(-100.0, f32::max);
+                let reference = upper.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let weight = |score: f32| {
                     (f64::from(scale) * (f64::from(score) - f64::from(reference))).exp()
                 };
@@ -413,7 +402,7 @@ mod tests {
                 let splits = Kernel::available().map(|kernel| {
                     let mut keys = MassBounds::default();
                     keys.push_bounds(&lower, &upper);
-                    keys.weigh(kernel, scale, reference);
+                    assert_eq!(keys.weigh(kernel, scale), reference);
                     let splits = keys.splits(kernel, taus);
                     for (tau, split) in taus.into_iter().zip(splits) {
                         assert_eq!(keys.splits(kernel, [tau]), [split]);
@@ -445,8 +434,7 @@ mod tests {
         let kernel = Kernel::best();
         let mut keys = MassBounds::default();
         keys.push_scores(&scores);
-        let largest = keys.largest(kernel);
-        keys.weigh(kernel, 0.25, largest);
+        keys.weigh(kernel, 0.25);
         for ratio in [1e-6, 0.01, 0.5, 1.0, 10.0] {
             let excess = |split: MassSplit| split.dropped / (ratio * split.kept);
             let MassCut { tau, first } = keys.highest(kernel, f32::NEG_INFINITY, 0.01, excess);
@@ -463,8 +451,7 @@ mod tests {
             let scores: Vec<f32> = scores.iter().map(|score| magnify * score).collect();
             let mut keys = MassBounds::default();
             keys.push_scores(&scores);
-            let largest = keys.largest(kernel);
-            keys.weigh(kernel, 1.0, largest);
+            let largest = keys.weigh(kernel, 1.0);
             let cut = keys.highest(kernel, f32::MIN, 0.01, half);
             let tau = cut.tau.expect("nothing is dropped at the lowest");
             let [here, top] = keys.splits(kernel, [tau, largest]);

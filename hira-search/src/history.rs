@@ -39,8 +39,7 @@ pub struct SearchHistory {
     marked: f64,
     /// Searches since the last product plan.
     since_product: u32,
-    /// For each query of the group, ascending positions of keys of its last search: of the best `k` some near the threshold, of a mass all that were
-    /// selected.
+    /// For each query of the group, ascending positions of keys of its last search: of the best `k` some near the threshold, of a mass the best.
     previous: Vec<Vec<u32>>,
     /// Candidates for each key wanted when the first threshold came from `previous`; a moving average.
     warm_candidates: f64,

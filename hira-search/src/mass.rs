@@ -5,7 +5,7 @@
 //! Let `S` be the weight of the keys that are kept and `T` that of the others, both relative to any one score. The share `T / (T + S)` is
 //! at most `eps` exactly where `T <= r S` with `r = eps / (1 - eps)`. So it is enough to compare an upper bound on `T` with a lower one on `S`.
 //!
-//! *First, a guess* `tau_0`: from the mass of the keys of the previous step ([`MassLevel`](crate::history::MassLevel)), or else the same comparison
+//! *First, a guess* `tau_0`: from the mass of the keys of the previous step ([`Levels`](crate::history::Levels)), or else the same comparison
 //! over a sample of the sketch ([`guess`]). It only decides which keys become candidates, those with `upper >= tau_0`; of the others the scan sums an
 //! upper bound `T_0`.
 //!
@@ -92,8 +92,7 @@ impl MassRescoring {
         if keys.is_empty() {
             return Err(f32::NEG_INFINITY);
         }
-        let reference = keys.largest(kernel);
-        keys.weigh(kernel, scale, reference);
+        let reference = keys.weigh(kernel, scale);
         // Without a threshold there is no tail, and the least lower bound is enough: such a scan is the last one.
         let tail = tail::rescale(tail, scale, tau, reference);
         let cut = keys.highest(kernel, tau, BOUNDS_STEP, |split| excess(split, tail, ratio));
@@ -127,8 +126,7 @@ pub(crate) fn certify_scores(
 ) -> f32 {
     keys.clear();
     keys.push_scores(scores);
-    let reference = keys.largest(kernel);
-    keys.weigh(kernel, scale, reference);
+    let reference = keys.weigh(kernel, scale);
     let tail = unscored(reference);
     let excess = |split| excess(split, tail, ratio);
     let tau = keys.highest(kernel, floor, SCORES_STEP, excess).tau;
@@ -154,11 +152,9 @@ fn excess(split: MassSplit, tail: f64, ratio: f64) -> f64 {
 /// A threshold to scan from, for a query with these bounds of every `stride`-th tile or so, whatever share of all keys they are: it cancels out. The sampled tail is taken
 /// [`MARGIN`] times. `-inf` where the sample does not say.
 pub(crate) fn guess(keys: &mut MassBounds, kernel: Kernel, scale: f32, ratio: f64) -> f32 {
-    let reference = keys.largest(kernel);
-    if reference == f32::NEG_INFINITY {
-        return reference;
+    if keys.weigh(kernel, scale) == f32::NEG_INFINITY {
+        return f32::NEG_INFINITY;
     }
-    keys.weigh(kernel, scale, reference);
     let excess = |split: MassSplit| MARGIN * split.dropped / (ratio * split.kept);
     let cut = keys.highest(kernel, f32::NEG_INFINITY, GUESS_STEP, excess);
     cut.tau.unwrap_or(f32::NEG_INFINITY)

@@ -192,13 +192,6 @@ impl Scenario {
         }
     }
 
-    fn and_by_mass(self) -> Self {
-        Self {
-            by_mass: true,
-            ..self
-        }
-    }
-
     fn bf16(self) -> Self {
         Self {
             precision: Precision::Bf16,
@@ -232,9 +225,9 @@ pub fn all() -> Vec<Scenario> {
     list.push(step(SmolLm2, layer, 4096));
     for len in [512, 2048, CAPTURED] {
         let scenario = step(SmolLm2, layer, len).quick().peers();
-        list.push(match len {
-            CAPTURED => scenario.and_by_mass(),
-            _ => scenario,
+        list.push(Scenario {
+            by_mass: len == CAPTURED,
+            ..scenario
         });
         list.push(step(SmolLm2, layer, len).only_top_256().warm());
     }

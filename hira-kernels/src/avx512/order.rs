@@ -43,25 +43,8 @@ pub(super) fn least_at(values: &[f32], limit: f32) -> f32 {
 #[target_feature(enable = "avx512f,popcnt")]
 pub(super) fn places_within(values: &[f32], within: Range<f32>, places: &mut [u32]) -> usize {
     assert!(places.len() >= values.len(), "a place for every value");
-    let (blocks, rest) = values.as_chunks();
-    let mut count = 0;
-    for (at, block) in blocks.iter().enumerate() {
-        let kept = kept(load(block), &within);
-        // SAFETY: at most `16 at` places were written before, and there are as many as values: sixteen more are inside.
-        unsafe { _mm512_storeu_si512(places.as_mut_ptr().add(count).cast(), places_of(kept, at)) };
-        count += kept.count_ones() as usize;
-    }
-    if rest.is_empty() {
-        return count;
-    }
-    let (value, live) = load_rest(rest);
-    let kept = kept(value, &within) & live;
-    // SAFETY: likewise, and the mask admits as many as there are values left.
-    unsafe {
-        let at = places.as_mut_ptr().add(count).cast();
-        _mm512_mask_storeu_epi32(at, live, places_of(kept, blocks.len()));
-    }
-    count + kept.count_ones() as usize
+    // SAFETY: there is a place for every value, and nothing is picked.
+    unsafe { compress::<false>(values, within, places.as_mut_ptr(), std::ptr::null_mut()) }
 }
 
 #[target_feature(enable = "avx512f,popcnt")]
@@ -72,16 +55,34 @@ pub(super) fn pick_within(
     picked: &mut [f32],
 ) -> usize {
     assert!(places.len() >= values.len() && picked.len() >= values.len());
+    // SAFETY: both have room for every value.
+    unsafe { compress::<true>(values, within, places.as_mut_ptr(), picked.as_mut_ptr()) }
+}
+
+/// Writes the places of the values within, and the values if `PICK` says so. Returns how many there are.
+///
+/// # Safety
+///
+/// As many places as there are values may be written from `places` on, and as many values from `picked` on if `PICK`.
+#[inline]
+#[target_feature(enable = "avx512f,popcnt")]
+unsafe fn compress<const PICK: bool>(
+    values: &[f32],
+    within: Range<f32>,
+    places: *mut u32,
+    picked: *mut f32,
+) -> usize {
     let (blocks, rest) = values.as_chunks();
     let mut count = 0;
     for (at, block) in blocks.iter().enumerate() {
         let value = load(block);
         let kept = kept(value, &within);
-        // SAFETY: as above, and `picked` has as many places.
+        // SAFETY: at most `16 at` were written before, and there is room for as many as values: sixteen more are inside.
         unsafe {
-            _mm512_storeu_si512(places.as_mut_ptr().add(count).cast(), places_of(kept, at));
-            let picked = picked.as_mut_ptr().add(count);
-            _mm512_storeu_ps(picked, _mm512_maskz_compress_ps(kept, value));
+            _mm512_storeu_si512(places.add(count).cast(), places_of(kept, at));
+            if PICK {
+                _mm512_storeu_ps(picked.add(count), _mm512_maskz_compress_ps(kept, value));
+            }
         }
         count += kept.count_ones() as usize;
     }
@@ -90,12 +91,14 @@ pub(super) fn pick_within(
     }
     let (value, live) = load_rest(rest);
     let kept = kept(value, &within) & live;
-    // SAFETY: as above.
+    // SAFETY: likewise, and the mask admits as many as there are values left.
     unsafe {
-        let at = places.as_mut_ptr().add(count).cast();
-        _mm512_mask_storeu_epi32(at, live, places_of(kept, blocks.len()));
-        let picked = picked.as_mut_ptr().add(count);
-        _mm512_mask_storeu_ps(picked, live, _mm512_maskz_compress_ps(kept, value));
+        let here = places_of(kept, blocks.len());
+        _mm512_mask_storeu_epi32(places.add(count).cast(), live, here);
+        if PICK {
+            let value = _mm512_maskz_compress_ps(kept, value);
+            _mm512_mask_storeu_ps(picked.add(count), live, value);
+        }
     }
     count + kept.count_ones() as usize
 }
